@@ -1,6 +1,11 @@
 package pipeline
 
-import "time"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
 
 // PromotionID names a promotion: "prm_" and 20 characters.
 type PromotionID string
@@ -47,4 +52,173 @@ type Placement struct {
 	Copied   Copied     `json:"copied"`
 	Decision Decision   `json:"decision"`
 	Verified []Verified `json:"verified"`
+}
+
+// admitted is the outcome of admit: what verified where the image comes from.
+type admitted struct {
+	Images   []Image    `json:"images"`
+	Verified []Verified `json:"verified"`
+}
+
+// Promote takes a promotion from where it stands to its end, as Run does a run.
+func (p *Pipeline) Promote(ctx context.Context, id PromotionID) error {
+	promo, err := p.Store.Promotion(ctx, id)
+	if err != nil {
+		return fmt.Errorf("promotion %s: %w", id, err)
+	}
+	if promo.State.Final() {
+		return nil
+	}
+	if err := p.promote(ctx, promo); err != nil {
+		return fmt.Errorf("promotion %s: %w", id, err)
+	}
+	return nil
+}
+
+func (p *Pipeline) promote(ctx context.Context, promo Promotion) error {
+	project, err := p.Store.Project(ctx, promo.Project)
+	if err != nil {
+		return err
+	}
+	env, ok := project.Environment(promo.Environment)
+	if !ok {
+		return Permanent(fmt.Errorf("project %s has no environment %q any more: %w", project.Name, promo.Environment, ErrInvalid))
+	}
+	rec, err := p.Store.ImageRecord(ctx, project.Name, promo.Image.Digest)
+	if errors.Is(err, ErrNotFound) {
+		return Permanent(fmt.Errorf("image %s: %w", promo.Image, err))
+	} else if err != nil {
+		return err
+	}
+	job := promo.ID.Job()
+
+	from, err := stage(ctx, p, job, StageAdmit, func(ctx context.Context, _ Claim) (admitted, error) {
+		return p.admit(ctx, project, rec)
+	}, finish[admitted](p))
+	if err != nil {
+		return err
+	}
+
+	// What is known against an image changes after it was built: the gate looks
+	// at it with the vulnerability database of today.
+	decision, err := stage(ctx, p, job, StageGate, func(ctx context.Context, _ Claim) (Decision, error) {
+		report, err := p.Scanner.Scan(ctx, rec.Built.Image, rec.Built.Platforms)
+		if err != nil {
+			return Decision{}, err
+		}
+		return env.Gate.Evaluate(report, p.Now()), nil
+	}, p.Store.RecordDecision)
+	if err != nil {
+		return err
+	}
+	if !decision.Passed {
+		return p.Store.End(context.WithoutCancel(ctx), job, Ending{State: StateRefused, Reason: decision.Reason()})
+	}
+
+	copied, err := stage(ctx, p, job, StageCopy, func(ctx context.Context, c Claim) (Copied, error) {
+		if err := p.Store.Holds(ctx, c); err != nil {
+			return Copied{}, err
+		}
+		return p.Registry.Copy(ctx, rec.Built.Image, env.Repository)
+	}, finish[Copied](p))
+	if err != nil {
+		return err
+	}
+
+	confirmed, err := stage(ctx, p, job, StageConfirm, func(ctx context.Context, _ Claim) ([]Verified, error) {
+		return p.confirm(ctx, from, copied, env.Repository)
+	}, finish[[]Verified](p))
+	if err != nil {
+		return err
+	}
+
+	placement := Placement{Copied: copied, Decision: decision, Verified: confirmed}
+	if _, err := stage(ctx, p, job, StageRecord,
+		func(context.Context, Claim) (Copied, error) { return copied, nil },
+		func(ctx context.Context, c Claim, _ Copied) error { return p.Store.RecordPlacement(ctx, c, placement) },
+	); err != nil {
+		return err
+	}
+
+	_, err = stage(ctx, p, job, StageTag, func(ctx context.Context, c Claim) ([]TagMove, error) {
+		versions, err := p.Store.ImageVersions(ctx, project.Name, promo.Image.Digest)
+		if err != nil {
+			return nil, err
+		}
+		return p.tag(ctx, c, copied.Image, rec.Built.Source.Commit, versions, project.Latest)
+	}, p.Store.RecordTags)
+	return err
+}
+
+// admit verifies the image and its platforms where they were built: signed by a
+// trusted key, with provenance that says it was this builder and this source.
+func (p *Pipeline) admit(ctx context.Context, project Project, rec ImageRecord) (admitted, error) {
+	if !rec.Decision.Passed {
+		return admitted{}, Permanent(fmt.Errorf("image %s: %w by its own run: %s", rec.Built.Image, ErrRefused, rec.Decision.Reason()))
+	}
+	images := rec.Built.PlatformImages()
+	verified, err := p.verify(ctx, images, nil)
+	if err != nil {
+		return admitted{}, unverifiedIsFinal(err)
+	}
+	for _, v := range verified {
+		if err := p.hasProvenance(v, project); err != nil {
+			return admitted{}, Permanent(err)
+		}
+	}
+	return admitted{Images: images, Verified: verified}, nil
+}
+
+func (p *Pipeline) hasProvenance(v Verified, project Project) error {
+	why := errors.New("no provenance attestation")
+	for _, a := range v.Attestations {
+		if a.PredicateType != PredicateProvenance {
+			continue
+		}
+		if why = checkProvenance(v.Statements[a.Statement], p.BuilderID, project.CloneURL); why == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("image %s: %w: %w", v.Image, why, ErrUnverified)
+}
+
+// confirm verifies the copy, and that nothing which verified at the source is
+// missing at the destination.
+func (p *Pipeline) confirm(ctx context.Context, from admitted, copied Copied, repository string) ([]Verified, error) {
+	if copied.Image != (Image{Repository: repository, Digest: from.Images[0].Digest}) {
+		return nil, Permanent(fmt.Errorf("copied %s to %s: the digest changed on the way", from.Images[0], copied.Image))
+	}
+	var there []Image
+	var want []Attestation
+	for _, img := range from.Images {
+		there = append(there, Image{Repository: repository, Digest: img.Digest})
+	}
+	for _, v := range from.Verified {
+		want = append(want, v.Attestations...)
+	}
+	verified, err := p.verify(ctx, there, want)
+	if err != nil {
+		return nil, err
+	}
+	for i, v := range verified {
+		type key struct{ keyID, layout string }
+		have := map[key]bool{}
+		for _, s := range v.Signatures {
+			have[key{s.KeyID, s.Layout}] = true
+		}
+		for _, s := range from.Verified[i].Signatures {
+			if !have[key{s.KeyID, s.Layout}] {
+				return nil, fmt.Errorf("verify %s: the signature by key %s (%s layout) did not arrive: %w", v.Image, s.KeyID, s.Layout, ErrUnverified)
+			}
+		}
+	}
+	return verified, nil
+}
+
+// unverifiedIsFinal: asking again does not make a signature appear at the source.
+func unverifiedIsFinal(err error) error {
+	if errors.Is(err, ErrUnverified) {
+		return Permanent(err)
+	}
+	return err
 }

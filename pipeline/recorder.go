@@ -32,9 +32,9 @@ type recorder struct {
 	done chan struct{}
 }
 
-// record starts a recorder. The context that it returns is cancelled when the
+// progress starts a recorder. The context that it returns is cancelled when the
 // claim is superseded; close must be called.
-func (p *Pipeline) record(ctx context.Context, c Claim) (context.Context, *recorder) {
+func (p *Pipeline) progress(ctx context.Context, c Claim) (context.Context, *recorder) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &recorder{p: p, claim: c, cancel: cancel, stop: make(chan struct{}), done: make(chan struct{})}
 	go r.loop(context.WithoutCancel(ctx))

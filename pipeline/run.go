@@ -1,172 +1,234 @@
 package pipeline
 
-import "time"
-
-// JobID names a run or a promotion; stages and events hang off either.
-type JobID string
-
-// RunID names a run: "run_" and 20 characters, in order of creation.
-type RunID string
-
-// Job is the run as a JobID.
-func (id RunID) Job() JobID { return JobID(id) }
-
-// Stage is one step of a run or of a promotion.
-type Stage string
-
-// The stages of a run, in order. Record comes before Tag, so that nothing ever
-// carries a tag of Dray's without a record.
-const (
-	StageResolve Stage = "resolve"
-	StageBuild   Stage = "build"
-	StageScan    Stage = "scan"
-	StageGate    Stage = "gate"
-	StageSign    Stage = "sign"
-	StageVerify  Stage = "verify"
-	StageRecord  Stage = "record"
-	StageTag     Stage = "tag"
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 )
 
-// RunStages lists the stages of a run in their order.
-func RunStages() []Stage {
-	return []Stage{StageResolve, StageBuild, StageScan, StageGate, StageSign, StageVerify, StageRecord, StageTag}
-}
-
-// State of a run or a promotion.
-type State string
-
-// Queued and Running are open; the others are final.
-const (
-	StateQueued    State = "queued"
-	StateRunning   State = "running"
-	StateSucceeded State = "succeeded"
-	StateFailed    State = "failed"
-	StateRefused   State = "refused"
-)
-
-// Final reports whether the state never changes again.
-func (s State) Final() bool {
-	return s == StateSucceeded || s == StateFailed || s == StateRefused
-}
-
-// Run is one image built from one commit.
-type Run struct {
-	ID      RunID  `json:"id"`
-	Project string `json:"project"`
-	Event   Event  `json:"event"`
-	State   State  `json:"state"`
-	// Reason says why a run failed or was refused.
-	Reason     string     `json:"reason,omitempty"`
-	Commit     string     `json:"commit,omitempty"` // once resolved
-	Image      *Image     `json:"image,omitempty"`  // once built
-	CreatedAt  time.Time  `json:"createdAt"`
-	StartedAt  *time.Time `json:"startedAt,omitempty"`
-	FinishedAt *time.Time `json:"finishedAt,omitempty"`
-}
-
-// Source is the outcome of resolve: exactly what is to be built, and how.
-type Source struct {
-	CloneURL string `json:"cloneURL"`
-	Ref      string `json:"ref"`
-	// Commit is the full SHA; of an annotated tag, the commit that it names.
-	Commit     string    `json:"commit"`
-	CommitTime time.Time `json:"commitTime"`
-	Plan       Plan      `json:"plan"`
-	// Bases are the images that the Dockerfile starts from, pinned.
-	Bases []Material `json:"bases"`
-}
-
-// Plan says how to build; it comes from .dray.yaml or from the only Dockerfile.
-type Plan struct {
-	// Context is a directory within the repository, "." for its root.
-	Context string `json:"context"`
-	// Dockerfile is a path within the repository.
-	Dockerfile string            `json:"dockerfile"`
-	Target     string            `json:"target,omitempty"`
-	Args       map[string]string `json:"args,omitempty"`
-	Platforms  []Platform        `json:"platforms"`
-}
-
-// Material is something that went into a build.
-type Material struct {
-	// URI as SLSA wants it: "pkg:docker/…", "git+https://…", or an image name.
-	URI    string `json:"uri"`
-	Digest Digest `json:"digest,omitempty"`
-	// Pinned: the source itself named the digest.
-	Pinned bool `json:"pinned"`
-}
-
-// Built is the outcome of build.
-type Built struct {
-	Image     Image           `json:"image"` // the index
-	Platforms []PlatformImage `json:"platforms"`
-	// Run that did the building; an unchanged commit reuses an earlier run's image.
-	Run        RunID     `json:"run"`
-	Source     Source    `json:"source"`
-	Builder    string    `json:"builder"` // "buildkitd v0.33.1"
-	StartedAt  time.Time `json:"startedAt"`
-	FinishedAt time.Time `json:"finishedAt"`
-}
-
-// PlatformImages names the index first and then each platform's manifest: what
-// is signed, attested and verified.
-func (b Built) PlatformImages() []Image {
-	images := []Image{b.Image}
-	for _, p := range b.Platforms {
-		images = append(images, Image{Repository: b.Image.Repository, Digest: p.Digest})
+// Run takes a run from where it stands to its end. It returns nil when the run
+// is over, also when a gate refused the image; an error that is not Permanent
+// is worth another try, which resumes at the stage that failed.
+func (p *Pipeline) Run(ctx context.Context, id RunID) error {
+	run, err := p.Store.Run(ctx, id)
+	if err != nil {
+		return fmt.Errorf("run %s: %w", id, err)
 	}
-	return images
+	if run.State.Final() {
+		return nil
+	}
+	if err := p.run(ctx, run); err != nil {
+		return fmt.Errorf("run %s: %w", id, err)
+	}
+	return nil
 }
 
-// Event kinds.
-const (
-	KindState = "state" // the run or promotion changed its state
-	KindStage = "stage" // a stage started, finished or failed
-	KindStep  = "step"  // a build step changed
-	KindLog   = "log"   // a line of output
-)
+func (p *Pipeline) run(ctx context.Context, run Run) error {
+	project, err := p.Store.Project(ctx, run.Project)
+	if err != nil {
+		return err
+	}
+	job := run.ID.Job()
 
-// JobEvent is something that happened to a run or a promotion, as its followers
-// see it.
-type JobEvent struct {
-	// Seq counts from 1 without gaps within a job.
-	Seq     int64     `json:"seq"`
-	Time    time.Time `json:"time"`
-	Kind    string    `json:"kind"`
-	Stage   Stage     `json:"stage,omitempty"`
-	Attempt int       `json:"attempt,omitempty"`
-	// State of the job, or of the stage: started, succeeded, failed.
-	State   string `json:"state,omitempty"`
-	Message string `json:"message,omitempty"`
-	Step    *Step  `json:"step,omitempty"`
-	Log     *Line  `json:"log,omitempty"`
+	source, err := stage(ctx, p, job, StageResolve, func(ctx context.Context, c Claim) (Source, error) {
+		ctx, out := p.progress(ctx, c)
+		defer out.close()
+		return p.Builder.Resolve(ctx, project, run.Event, out)
+	}, p.Store.RecordSource)
+	if err != nil {
+		return err
+	}
+
+	built, err := stage(ctx, p, job, StageBuild, func(ctx context.Context, c Claim) (Built, error) {
+		return p.build(ctx, c, run, project, source)
+	}, p.Store.RecordBuilt)
+	if err != nil {
+		return err
+	}
+
+	report, err := stage(ctx, p, job, StageScan, func(ctx context.Context, _ Claim) (Report, error) {
+		return p.Scanner.Scan(ctx, built.Image, built.Platforms)
+	}, finish[Report](p))
+	if err != nil {
+		return err
+	}
+
+	decision, err := stage(ctx, p, job, StageGate, func(context.Context, Claim) (Decision, error) {
+		return project.Gate.Evaluate(report, p.Now()), nil
+	}, finish[Decision](p))
+	if err != nil {
+		return err
+	}
+	record := ImageRecord{Project: project.Name, Run: run.ID, Built: built, Report: report, Decision: decision}
+	if !decision.Passed {
+		// The image is recorded all the same: whoever asks why must be able to
+		// see what was in it. It gets no signature and no tag.
+		if err := p.recordImage(ctx, job, record); err != nil {
+			return err
+		}
+		return p.Store.End(context.WithoutCancel(ctx), job, Ending{State: StateRefused, Reason: decision.Reason()})
+	}
+
+	signed, err := stage(ctx, p, job, StageSign, func(ctx context.Context, c Claim) (signed, error) {
+		return p.sign(ctx, c, built, report)
+	}, finish[signed](p))
+	if err != nil {
+		return err
+	}
+
+	record.Provenance = signed.Provenance
+	record.Verified, err = stage(ctx, p, job, StageVerify, func(ctx context.Context, _ Claim) ([]Verified, error) {
+		return p.verify(ctx, built.PlatformImages(), signed.Attestations)
+	}, finish[[]Verified](p))
+	if err != nil {
+		return err
+	}
+
+	if err := p.recordImage(ctx, job, record); err != nil {
+		return err
+	}
+
+	_, err = stage(ctx, p, job, StageTag, func(ctx context.Context, c Claim) ([]TagMove, error) {
+		var versions []string
+		if v, ok := VersionOfRef(source.Ref); ok {
+			versions = []string{v}
+		}
+		return p.tag(ctx, c, built.Image, source.Commit, versions, project.Latest)
+	}, p.Store.RecordTags)
+	return err
 }
 
-// Step is one step of a build on one platform.
-type Step struct {
-	ID        string     `json:"id"`
-	Platform  Platform   `json:"platform,omitempty"`
-	Name      string     `json:"name"`
-	Started   *time.Time `json:"started,omitempty"`
-	Completed *time.Time `json:"completed,omitempty"`
-	Cached    bool       `json:"cached,omitempty"`
-	Error     string     `json:"error,omitempty"`
+// build makes the image, or finds the one that an earlier run made of the same
+// commit: one commit is one image, however many tags name it.
+func (p *Pipeline) build(ctx context.Context, c Claim, run Run, project Project, source Source) (Built, error) {
+	ctx, out := p.progress(ctx, c)
+	defer out.close()
+
+	switch earlier, err := p.Store.FindBuilt(ctx, project.Name, source); {
+	case errors.Is(err, ErrNotFound):
+	case err != nil:
+		return Built{}, err
+	default:
+		there, err := p.Registry.Exists(ctx, earlier.Image)
+		if err != nil {
+			return Built{}, err
+		}
+		if there {
+			out.say("commit %s was built by %s: using %s", source.Commit, earlier.Run, earlier.Image)
+			return earlier, nil
+		}
+		out.say("%s was built by %s but is gone from the registry: building again", earlier.Image, earlier.Run)
+	}
+
+	b := Built{Run: run.ID, Source: source, StartedAt: p.Now().UTC()}
+	result, err := p.Builder.Build(ctx, project, source, out)
+	if err != nil {
+		return Built{}, err
+	}
+	annotations := map[string]string{
+		"org.opencontainers.image.revision": source.Commit,
+		"org.opencontainers.image.source":   source.CloneURL,
+		"org.opencontainers.image.created":  source.CommitTime.UTC().Format("2006-01-02T15:04:05Z"),
+	}
+	b.Image, err = p.Registry.Assemble(ctx, project.Repository, result.Platforms, annotations)
+	if err != nil {
+		return Built{}, err
+	}
+	b.Platforms, b.Builder, b.FinishedAt = result.Platforms, result.Builder, p.Now().UTC()
+	out.say("pushed %s (%d platforms)", b.Image, len(b.Platforms))
+	return b, nil
 }
 
-// Line is one line that a build step printed, without its line end and
-// without control characters.
-type Line struct {
-	Step     string   `json:"step"`
-	Platform Platform `json:"platform,omitempty"`
-	Text     string   `json:"text"`
+// signed is the outcome of sign.
+type signed struct {
+	Signatures   []Signature     `json:"signatures"`
+	Attestations []Attestation   `json:"attestations"`
+	Provenance   json.RawMessage `json:"provenance"`
 }
 
-// StageStatus is what the store knows of a stage.
-type StageStatus struct {
-	Stage      Stage      `json:"stage"`
-	Attempt    int        `json:"attempt"`
-	State      string     `json:"state"` // started, succeeded, failed
-	Reason     string     `json:"reason,omitempty"`
-	StartedAt  time.Time  `json:"startedAt"`
-	FinishedAt *time.Time `json:"finishedAt,omitempty"`
+// sign signs the index and every platform, attests the provenance of each, and
+// the contents of each platform.
+func (p *Pipeline) sign(ctx context.Context, c Claim, built Built, report Report) (signed, error) {
+	predicate, err := provenance(p.BuilderID, built)
+	if err != nil {
+		return signed{}, err
+	}
+	sboms := map[Digest]json.RawMessage{}
+	for _, r := range report.Platforms {
+		sboms[r.Digest] = r.SBOM
+	}
+	for _, pl := range built.Platforms {
+		if len(sboms[pl.Digest]) == 0 {
+			return signed{}, fmt.Errorf("the scan left no SBOM for %s (%s)", pl.Digest, pl.Platform)
+		}
+	}
+	if err := p.Store.Holds(ctx, c); err != nil {
+		return signed{}, err
+	}
+	parts, err := each(ctx, built.PlatformImages(), func(ctx context.Context, img Image) (s signed, err error) {
+		if s.Signatures, err = p.Signer.Sign(ctx, img); err != nil {
+			return s, fmt.Errorf("sign %s: %w", img, err)
+		}
+		statements := []Statement{{PredicateType: PredicateProvenance, Predicate: predicate}}
+		if sbom := sboms[img.Digest]; sbom != nil {
+			statements = append(statements, Statement{PredicateType: PredicateCycloneDX, Predicate: sbom})
+		}
+		for _, st := range statements {
+			made, err := p.Signer.Attest(ctx, img, st)
+			if err != nil {
+				return s, fmt.Errorf("attest %s of %s: %w", st.PredicateType, img, err)
+			}
+			s.Attestations = append(s.Attestations, made...)
+		}
+		return s, nil
+	})
+	if err != nil {
+		return signed{}, err
+	}
+	all := signed{Provenance: predicate}
+	for _, s := range parts {
+		all.Signatures = append(all.Signatures, s.Signatures...)
+		all.Attestations = append(all.Attestations, s.Attestations...)
+	}
+	return all, nil
+}
+
+// verify reads back what the registry serves for the images, and checks that
+// each is signed and that every attestation in want is among what verified.
+func (p *Pipeline) verify(ctx context.Context, images []Image, want []Attestation) ([]Verified, error) {
+	return each(ctx, images, func(ctx context.Context, img Image) (Verified, error) {
+		v, err := p.Signer.Verify(ctx, img)
+		if err != nil {
+			return v, fmt.Errorf("verify %s: %w", img, err)
+		}
+		if len(v.Signatures) == 0 {
+			return v, fmt.Errorf("verify %s: no signature: %w", img, ErrUnverified)
+		}
+		type key struct {
+			statement Digest
+			layout    string
+		}
+		have := map[key]bool{}
+		for _, a := range v.Attestations {
+			have[key{a.Statement, a.Layout}] = true
+		}
+		for _, a := range want {
+			if a.Image.Digest == img.Digest && !have[key{a.Statement, a.Layout}] {
+				return v, fmt.Errorf("verify %s: the registry does not serve the attestation %s (%s, %s layout): %w",
+					img, a.Statement, a.PredicateType, a.Layout, ErrUnverified)
+			}
+		}
+		return v, nil
+	})
+}
+
+func (p *Pipeline) recordImage(ctx context.Context, job JobID, rec ImageRecord) error {
+	type recorded struct {
+		Image Image `json:"image"`
+	}
+	_, err := stage(ctx, p, job, StageRecord,
+		func(context.Context, Claim) (recorded, error) { return recorded{rec.Built.Image}, nil },
+		func(ctx context.Context, c Claim, _ recorded) error { return p.Store.RecordImage(ctx, c, rec) })
+	return err
 }

@@ -1,0 +1,521 @@
+package pipelinetest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/Masterminds/semver/v3"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// Memory is a store in memory. It passes the same suite as Postgres, and fails
+// on demand.
+type Memory struct {
+	faults *Faults
+
+	mu         sync.Mutex
+	projects   map[string]pipeline.Project
+	runs       map[pipeline.RunID]*pipeline.Run
+	sources    map[pipeline.RunID]pipeline.Source
+	promotions map[pipeline.PromotionID]*pipeline.Promotion
+	byKey      map[[2]string]pipeline.PromotionID
+	deliveries map[[2]string]pipeline.RunID
+	events     map[string]pipeline.RunID
+	stages     map[pipeline.JobID]map[pipeline.Stage]*memoryStage
+	log        map[pipeline.JobID][]pipeline.JobEvent
+	images     []pipeline.ImageRecord
+	placements map[pipeline.PromotionID]pipeline.Placement
+	tags       []memoryTag
+	locks      map[string]chan struct{}
+}
+
+type memoryStage struct {
+	attempt int
+	done    bool
+	outcome json.RawMessage
+}
+
+type memoryTag struct {
+	project string
+	move    pipeline.TagMove
+	byRun   bool
+}
+
+// NewMemory makes an empty store. The faults may be nil.
+func NewMemory(f *Faults) *Memory {
+	if f == nil {
+		f = &Faults{}
+	}
+	return &Memory{
+		faults: f, projects: map[string]pipeline.Project{}, runs: map[pipeline.RunID]*pipeline.Run{},
+		sources: map[pipeline.RunID]pipeline.Source{}, promotions: map[pipeline.PromotionID]*pipeline.Promotion{},
+		byKey: map[[2]string]pipeline.PromotionID{}, deliveries: map[[2]string]pipeline.RunID{}, events: map[string]pipeline.RunID{},
+		stages: map[pipeline.JobID]map[pipeline.Stage]*memoryStage{}, log: map[pipeline.JobID][]pipeline.JobEvent{},
+		placements: map[pipeline.PromotionID]pipeline.Placement{}, locks: map[string]chan struct{}{},
+	}
+}
+
+// SyncProjects makes the projects known.
+func (m *Memory) SyncProjects(_ context.Context, projects []pipeline.Project) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range projects {
+		m.projects[p.Name] = p
+	}
+	return nil
+}
+
+// write runs one transaction.
+func (m *Memory) write(name string, tx func() error) error {
+	return m.faults.do("store."+name, func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return tx()
+	})
+}
+
+// Accept is the intake of a delivery.
+func (m *Memory) Accept(_ context.Context, d pipeline.Delivery) (a pipeline.Accepted, err error) {
+	err = m.write("Accept", func() error {
+		if _, ok := m.projects[d.Project]; !ok {
+			return fmt.Errorf("project %s: %w", d.Project, pipeline.ErrNotFound)
+		}
+		id := [2]string{d.Forge, d.ID}
+		e := strings.Join([]string{d.Project, string(d.Event.Kind), d.Event.Ref, d.Event.Before, d.Event.After}, "\x00")
+		if run, ok := m.deliveries[id]; ok {
+			a = pipeline.Accepted{Run: run, Duplicate: true, Note: "this delivery was accepted before"}
+			return nil
+		}
+		if d.Event.Kind != pipeline.EventPush || d.Event.Deleted {
+			m.deliveries[id] = ""
+			a = pipeline.Accepted{Note: "there is nothing to build"}
+			return nil
+		}
+		if run, ok := m.events[e]; ok {
+			m.deliveries[id] = run
+			a = pipeline.Accepted{Run: run, Duplicate: true, Note: "this event was accepted before under another delivery id"}
+			return nil
+		}
+		run := pipeline.Run{ID: pipeline.NewRunID(d.ReceivedAt), Project: d.Project, Event: d.Event, State: pipeline.StateQueued, CreatedAt: d.ReceivedAt}
+		m.runs[run.ID] = &run
+		m.deliveries[id], m.events[e] = run.ID, run.ID
+		a = pipeline.Accepted{Run: run.ID, Note: "a run was started"}
+		return nil
+	})
+	return a, err
+}
+
+// Promote is the intake of a promotion.
+func (m *Memory) Promote(_ context.Context, r pipeline.PromotionRequest) (p pipeline.Promotion, created bool, err error) {
+	err = m.write("Promote", func() error {
+		digest := r.Image
+		if img, err := pipeline.ParseImage(r.Image); err == nil {
+			digest = string(img.Digest)
+		}
+		key := [2]string{r.RequestedBy, r.IdempotencyKey}
+		if id, ok := m.byKey[key]; ok && r.IdempotencyKey != "" {
+			p = *m.promotions[id]
+			if p.Environment != r.Environment || string(p.Image.Digest) != digest || (r.Project != "" && r.Project != p.Project) {
+				return fmt.Errorf("idempotency key %q was used for another request: %w", r.IdempotencyKey, pipeline.ErrConflict)
+			}
+			return nil
+		}
+		var found []pipeline.ImageRecord
+		for _, rec := range m.images {
+			if string(rec.Built.Image.Digest) == digest && rec.Decision.Passed && (r.Project == "" || r.Project == rec.Project) &&
+				!slices.ContainsFunc(found, func(f pipeline.ImageRecord) bool { return f.Project == rec.Project }) {
+				found = append(found, rec)
+			}
+		}
+		switch {
+		case len(found) == 0:
+			return fmt.Errorf("image %s: %w", r.Image, pipeline.ErrNotFound)
+		case len(found) > 1:
+			return fmt.Errorf("image %s is in several projects: %w", r.Image, pipeline.ErrAmbiguous)
+		}
+		rec := found[0]
+		if strings.Contains(r.Image, "@") && r.Image != rec.Built.Image.String() {
+			return fmt.Errorf("image %s is recorded as %s: %w", r.Image, rec.Built.Image, pipeline.ErrInvalid)
+		}
+		if _, ok := m.projects[rec.Project].Environment(r.Environment); !ok {
+			return fmt.Errorf("environment %q: %w", r.Environment, pipeline.ErrInvalid)
+		}
+		now := time.Now().UTC()
+		p = pipeline.Promotion{ID: pipeline.NewPromotionID(now), Project: rec.Project, Image: rec.Built.Image,
+			Environment: r.Environment, RequestedBy: r.RequestedBy, State: pipeline.StateQueued, CreatedAt: now}
+		stored := p
+		m.promotions[p.ID] = &stored
+		if r.IdempotencyKey != "" {
+			m.byKey[key] = p.ID
+		}
+		created = true
+		return nil
+	})
+	return p, created, err
+}
+
+// Run implements pipeline.Store.
+func (m *Memory) Run(_ context.Context, id pipeline.RunID) (r pipeline.Run, err error) {
+	err = m.write("Run", func() error {
+		run, ok := m.runs[id]
+		if !ok {
+			return fmt.Errorf("run %s: %w", id, pipeline.ErrNotFound)
+		}
+		r = *run
+		return nil
+	})
+	return r, err
+}
+
+// Promotion implements pipeline.Store.
+func (m *Memory) Promotion(_ context.Context, id pipeline.PromotionID) (p pipeline.Promotion, err error) {
+	err = m.write("Promotion", func() error {
+		promo, ok := m.promotions[id]
+		if !ok {
+			return fmt.Errorf("promotion %s: %w", id, pipeline.ErrNotFound)
+		}
+		p = *promo
+		return nil
+	})
+	return p, err
+}
+
+// Project implements pipeline.Store.
+func (m *Memory) Project(_ context.Context, name string) (p pipeline.Project, err error) {
+	err = m.write("Project", func() error {
+		var ok bool
+		if p, ok = m.projects[name]; !ok {
+			return fmt.Errorf("project %s: %w", name, pipeline.ErrNotFound)
+		}
+		return nil
+	})
+	return p, err
+}
+
+// state returns where the job's state and reason are kept.
+func (m *Memory) state(job pipeline.JobID) (*pipeline.State, *string, error) {
+	if r, ok := m.runs[pipeline.RunID(job)]; ok {
+		return &r.State, &r.Reason, nil
+	}
+	if p, ok := m.promotions[pipeline.PromotionID(job)]; ok {
+		return &p.State, &p.Reason, nil
+	}
+	return nil, nil, fmt.Errorf("job %s: %w", job, pipeline.ErrNotFound)
+}
+
+// StartStage implements pipeline.Store.
+func (m *Memory) StartStage(_ context.Context, job pipeline.JobID, stage pipeline.Stage) (c pipeline.Claim, err error) {
+	err = m.write("StartStage("+string(stage)+")", func() error {
+		state, _, err := m.state(job)
+		if err != nil {
+			return err
+		}
+		if state.Final() {
+			return fmt.Errorf("job %s is %s: %w", job, *state, pipeline.ErrConflict)
+		}
+		if m.stages[job] == nil {
+			m.stages[job] = map[pipeline.Stage]*memoryStage{}
+		}
+		s := m.stages[job][stage]
+		if s == nil {
+			s = &memoryStage{}
+			m.stages[job][stage] = s
+		}
+		if s.done {
+			c = pipeline.Claim{Job: job, Stage: stage, Attempt: s.attempt, Done: true, Outcome: s.outcome}
+			return nil
+		}
+		s.attempt++
+		if *state == pipeline.StateQueued {
+			*state = pipeline.StateRunning
+			m.append(job, pipeline.JobEvent{Kind: pipeline.KindState, State: string(*state)})
+			if r, ok := m.runs[pipeline.RunID(job)]; ok {
+				now := time.Now().UTC()
+				r.StartedAt = &now
+			}
+		}
+		m.append(job, pipeline.JobEvent{Kind: pipeline.KindStage, Stage: stage, Attempt: s.attempt, State: "started"})
+		c = pipeline.Claim{Job: job, Stage: stage, Attempt: s.attempt}
+		return nil
+	})
+	return c, err
+}
+
+func (m *Memory) append(job pipeline.JobID, e pipeline.JobEvent) {
+	e.Seq = int64(len(m.log[job]) + 1)
+	if e.Time.IsZero() {
+		e.Time = time.Now().UTC()
+	}
+	m.log[job] = append(m.log[job], e)
+}
+
+// Events returns a job's events after seq.
+func (m *Memory) Events(_ context.Context, job pipeline.JobID, after int64, limit int) (out []pipeline.JobEvent, end bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	state, _, err := m.state(job)
+	if err != nil {
+		return nil, false, err
+	}
+	all := m.log[job]
+	from := min(int(after), len(all))
+	to := min(from+limit, len(all))
+	return slices.Clone(all[from:to]), to == len(all) && state.Final(), nil
+}
+
+func (m *Memory) holds(c pipeline.Claim) (*memoryStage, error) {
+	state, _, err := m.state(c.Job)
+	if err != nil {
+		return nil, err
+	}
+	s := m.stages[c.Job][c.Stage]
+	if s == nil || s.done || s.attempt != c.Attempt || state.Final() {
+		return nil, fmt.Errorf("%s of %s, attempt %d: %w", c.Stage, c.Job, c.Attempt, pipeline.ErrStale)
+	}
+	return s, nil
+}
+
+// Holds implements pipeline.Store.
+func (m *Memory) Holds(_ context.Context, c pipeline.Claim) error {
+	return m.write("Holds", func() error {
+		_, err := m.holds(c)
+		return err
+	})
+}
+
+// finish records outcome if the claim holds; more, if not nil, runs in the same transaction.
+func (m *Memory) finish(c pipeline.Claim, outcome any, more func()) error {
+	return m.write("Finish("+string(c.Stage)+")", func() error {
+		s, err := m.holds(c)
+		if err != nil {
+			return err
+		}
+		raw, ok := outcome.(json.RawMessage)
+		if !ok {
+			if raw, err = json.Marshal(outcome); err != nil {
+				return err
+			}
+		}
+		s.done, s.outcome = true, raw
+		m.append(c.Job, pipeline.JobEvent{Kind: pipeline.KindStage, Stage: c.Stage, Attempt: c.Attempt, State: "succeeded"})
+		if more != nil {
+			more()
+		}
+		return nil
+	})
+}
+
+// FinishStage implements pipeline.Store.
+func (m *Memory) FinishStage(_ context.Context, c pipeline.Claim, outcome json.RawMessage) error {
+	return m.finish(c, outcome, nil)
+}
+
+// FailStage implements pipeline.Store.
+func (m *Memory) FailStage(_ context.Context, c pipeline.Claim, reason string) error {
+	return m.write("FailStage", func() error {
+		if _, err := m.holds(c); err != nil {
+			return err
+		}
+		m.append(c.Job, pipeline.JobEvent{Kind: pipeline.KindStage, Stage: c.Stage, Attempt: c.Attempt, State: "failed", Message: reason})
+		return nil
+	})
+}
+
+// AppendEvents implements pipeline.Store. Progress is not an effect that a job
+// depends on, so it is written outside the faults.
+func (m *Memory) AppendEvents(_ context.Context, c pipeline.Claim, events []pipeline.JobEvent) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, err := m.holds(c); err != nil {
+		return err
+	}
+	for _, e := range events {
+		m.append(c.Job, e)
+	}
+	return nil
+}
+
+// RecordSource implements pipeline.Store.
+func (m *Memory) RecordSource(_ context.Context, c pipeline.Claim, s pipeline.Source) error {
+	return m.finish(c, s, func() {
+		m.runs[pipeline.RunID(c.Job)].Commit = s.Commit
+		m.sources[pipeline.RunID(c.Job)] = s
+	})
+}
+
+// RecordBuilt implements pipeline.Store.
+func (m *Memory) RecordBuilt(_ context.Context, c pipeline.Claim, b pipeline.Built) error {
+	return m.finish(c, b, func() {
+		img := b.Image
+		m.runs[pipeline.RunID(c.Job)].Image = &img
+	})
+}
+
+// FindBuilt implements pipeline.Store.
+func (m *Memory) FindBuilt(_ context.Context, project string, s pipeline.Source) (b pipeline.Built, err error) {
+	err = m.write("FindBuilt", func() error {
+		want, err := json.Marshal(s.Plan)
+		if err != nil {
+			return err
+		}
+		for _, rec := range m.images {
+			src := rec.Built.Source
+			have, err := json.Marshal(src.Plan)
+			if err != nil {
+				return err
+			}
+			if rec.Project == project && rec.Decision.Passed && src.Commit == s.Commit && src.CloneURL == s.CloneURL && string(have) == string(want) {
+				b = rec.Built
+				return nil
+			}
+		}
+		return fmt.Errorf("image of commit %s: %w", s.Commit, pipeline.ErrNotFound)
+	})
+	return b, err
+}
+
+// RecordImage implements pipeline.Store.
+func (m *Memory) RecordImage(_ context.Context, c pipeline.Claim, rec pipeline.ImageRecord) error {
+	return m.finish(c, rec.Built.Image, func() { m.images = append(m.images, rec) })
+}
+
+// ImageRecord implements pipeline.Store.
+func (m *Memory) ImageRecord(_ context.Context, project string, d pipeline.Digest) (rec pipeline.ImageRecord, err error) {
+	err = m.write("ImageRecord", func() error {
+		for _, r := range slices.Backward(m.images) {
+			if r.Project == project && r.Built.Image.Digest == d {
+				rec = r
+				return nil
+			}
+		}
+		return fmt.Errorf("image %s in project %s: %w", d, project, pipeline.ErrNotFound)
+	})
+	return rec, err
+}
+
+// RecordPlacement implements pipeline.Store.
+func (m *Memory) RecordPlacement(_ context.Context, c pipeline.Claim, p pipeline.Placement) error {
+	return m.finish(c, p.Copied, func() {
+		m.placements[pipeline.PromotionID(c.Job)] = p
+		img := p.Copied.Image
+		m.promotions[pipeline.PromotionID(c.Job)].Destination = &img
+	})
+}
+
+// RecordDecision implements pipeline.Store.
+func (m *Memory) RecordDecision(_ context.Context, c pipeline.Claim, d pipeline.Decision) error {
+	return m.finish(c, d, func() { m.promotions[pipeline.PromotionID(c.Job)].Decision = &d })
+}
+
+// RecordTags implements pipeline.Store.
+func (m *Memory) RecordTags(_ context.Context, c pipeline.Claim, moves []pipeline.TagMove) error {
+	return m.finish(c, moves, func() {
+		run, isRun := m.runs[pipeline.RunID(c.Job)]
+		project := ""
+		if isRun {
+			project = run.Project
+		} else {
+			p := m.promotions[pipeline.PromotionID(c.Job)]
+			project, p.Tags = p.Project, moves
+		}
+		for _, mv := range moves {
+			if mv.Held {
+				m.tags = append(m.tags, memoryTag{project, mv, isRun})
+			}
+		}
+		m.end(c.Job, pipeline.Ending{State: pipeline.StateSucceeded})
+	})
+}
+
+func (m *Memory) end(job pipeline.JobID, e pipeline.Ending) {
+	now := time.Now().UTC()
+	if r, ok := m.runs[pipeline.RunID(job)]; ok {
+		r.State, r.Reason, r.FinishedAt = e.State, e.Reason, &now
+	} else if p, ok := m.promotions[pipeline.PromotionID(job)]; ok {
+		p.State, p.Reason, p.FinishedAt = e.State, e.Reason, &now
+	}
+	m.append(job, pipeline.JobEvent{Kind: pipeline.KindState, State: string(e.State), Message: e.Reason})
+}
+
+// ImageVersions implements pipeline.Store.
+func (m *Memory) ImageVersions(_ context.Context, project string, d pipeline.Digest) (versions []string, err error) {
+	err = m.write("ImageVersions", func() error {
+		seen := map[string]bool{}
+		var parsed []*semver.Version
+		for _, t := range m.tags {
+			v, verr := semver.StrictNewVersion(t.move.Tag)
+			if verr == nil && t.byRun && t.project == project && t.move.To == d && !seen[t.move.Tag] {
+				seen[t.move.Tag] = true
+				parsed = append(parsed, v)
+			}
+		}
+		sort.Slice(parsed, func(i, j int) bool { return parsed[i].GreaterThan(parsed[j]) })
+		for _, v := range parsed {
+			versions = append(versions, v.Original())
+		}
+		return nil
+	})
+	return versions, err
+}
+
+// End implements pipeline.Store.
+func (m *Memory) End(_ context.Context, job pipeline.JobID, e pipeline.Ending) error {
+	return m.write("End", func() error {
+		state, _, err := m.state(job)
+		if err != nil || state.Final() {
+			return err
+		}
+		m.end(job, e)
+		return nil
+	})
+}
+
+// Lock implements pipeline.Locker.
+func (m *Memory) Lock(ctx context.Context, key string) (func(), error) {
+	m.mu.Lock()
+	l, ok := m.locks[key]
+	if !ok {
+		l = make(chan struct{}, 1)
+		m.locks[key] = l
+	}
+	m.mu.Unlock()
+	select {
+	case l <- struct{}{}:
+		var once sync.Once
+		return func() { once.Do(func() { <-l }) }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("lock %s: %w", key, ctx.Err())
+	}
+}
+
+// recorded reports whether the store holds a passed record of the image at
+// exactly that place.
+func (m *Memory) recorded(img pipeline.Image) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.images {
+		if r.Built.Image == img && r.Decision.Passed && len(r.Verified) > 0 {
+			return true
+		}
+	}
+	for _, p := range m.placements {
+		if p.Copied.Image == img && p.Decision.Passed && len(p.Verified) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Images returns every record of an image, oldest first.
+func (m *Memory) Images() []pipeline.ImageRecord {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.images)
+}

@@ -109,4 +109,8 @@ type RegistryHost struct {
 	Username  string
 	Password  string
 	PlainHTTP bool
+	// TokenHost is the one other host that the credentials may be sent to: the
+	// token service, where it is not the registry itself ("gitlab.example" for
+	// "registry.gitlab.example"). Docker Hub's is known.
+	TokenHost string
 }

@@ -281,7 +281,7 @@ func TestRefusedImageIsRecordedButNeitherSignedNorTagged(t *testing.T) {
 	if images := b.Store.Images(); len(images) != 1 || images[0].Decision.Passed {
 		t.Errorf("the refusal is not on record: %+v", images)
 	}
-	if _, _, err := b.Store.Promote(t.Context(), pipeline.PromotionRequest{Image: string(run.Image.Digest), Environment: "prod"}); !errors.Is(err, pipeline.ErrNotFound) {
+	if _, _, err := b.Store.Promote(t.Context(), pipeline.PromotionRequest{Image: string(run.Image.Digest), Environment: "prod"}); !errors.Is(err, pipeline.ErrRefused) {
 		t.Errorf("a refused image may be promoted: %v", err)
 	}
 }

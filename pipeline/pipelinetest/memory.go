@@ -38,6 +38,7 @@ type Memory struct {
 
 type memoryStage struct {
 	attempt int
+	failed  bool // the attempt gave up
 	done    bool
 	outcome json.RawMessage
 }
@@ -88,7 +89,7 @@ func (m *Memory) Accept(_ context.Context, d pipeline.Delivery) (a pipeline.Acce
 			return fmt.Errorf("project %s: %w", d.Project, pipeline.ErrNotFound)
 		}
 		id := [2]string{d.Forge, d.ID}
-		e := strings.Join([]string{d.Project, string(d.Event.Kind), d.Event.Ref, d.Event.Before, d.Event.After}, "\x00")
+		e := strings.Join([]string{d.Project, string(d.Event.Kind), d.Event.Ref, d.Event.After}, "\x00")
 		if run, ok := m.deliveries[id]; ok {
 			a = pipeline.Accepted{Run: run, Duplicate: true, Note: "this delivery was accepted before"}
 			return nil
@@ -115,37 +116,30 @@ func (m *Memory) Accept(_ context.Context, d pipeline.Delivery) (a pipeline.Acce
 // Promote is the intake of a promotion.
 func (m *Memory) Promote(_ context.Context, r pipeline.PromotionRequest) (p pipeline.Promotion, created bool, err error) {
 	err = m.write("Promote", func() error {
-		digest := r.Image
-		if img, err := pipeline.ParseImage(r.Image); err == nil {
-			digest = string(img.Digest)
+		repository, digest, err := splitImage(r.Image)
+		if err != nil {
+			return err
 		}
 		key := [2]string{r.RequestedBy, r.IdempotencyKey}
 		if id, ok := m.byKey[key]; ok && r.IdempotencyKey != "" {
 			p = *m.promotions[id]
-			if p.Environment != r.Environment || string(p.Image.Digest) != digest || (r.Project != "" && r.Project != p.Project) {
+			if p.Environment != r.Environment || p.Image.Digest != digest ||
+				(repository != "" && repository != p.Image.Repository) || (r.Project != "" && r.Project != p.Project) {
 				return fmt.Errorf("idempotency key %q was used for another request: %w", r.IdempotencyKey, pipeline.ErrConflict)
 			}
 			return nil
 		}
-		var found []pipeline.ImageRecord
-		for _, rec := range m.images {
-			if string(rec.Built.Image.Digest) == digest && rec.Decision.Passed && (r.Project == "" || r.Project == rec.Project) &&
-				!slices.ContainsFunc(found, func(f pipeline.ImageRecord) bool { return f.Project == rec.Project }) {
-				found = append(found, rec)
+		rec, err := m.promotable(r, repository, digest)
+		if err != nil {
+			return err
+		}
+		project := m.projects[rec.Project]
+		if _, ok := project.Environment(r.Environment); !ok {
+			var names []string
+			for _, e := range project.Environments {
+				names = append(names, e.Name)
 			}
-		}
-		switch {
-		case len(found) == 0:
-			return fmt.Errorf("image %s: %w", r.Image, pipeline.ErrNotFound)
-		case len(found) > 1:
-			return fmt.Errorf("image %s is in several projects: %w", r.Image, pipeline.ErrAmbiguous)
-		}
-		rec := found[0]
-		if strings.Contains(r.Image, "@") && r.Image != rec.Built.Image.String() {
-			return fmt.Errorf("image %s is recorded as %s: %w", r.Image, rec.Built.Image, pipeline.ErrInvalid)
-		}
-		if _, ok := m.projects[rec.Project].Environment(r.Environment); !ok {
-			return fmt.Errorf("environment %q: %w", r.Environment, pipeline.ErrInvalid)
+			return fmt.Errorf("environment %q: project %s has %s: %w", r.Environment, project.Name, strings.Join(names, ", "), pipeline.ErrInvalid)
 		}
 		now := time.Now().UTC()
 		p = pipeline.Promotion{ID: pipeline.NewPromotionID(now), Project: rec.Project, Image: rec.Built.Image,
@@ -159,6 +153,44 @@ func (m *Memory) Promote(_ context.Context, r pipeline.PromotionRequest) (p pipe
 		return nil
 	})
 	return p, created, err
+}
+
+func splitImage(s string) (repository string, d pipeline.Digest, err error) {
+	if strings.Contains(s, "@") {
+		img, err := pipeline.ParseImage(s)
+		return img.Repository, img.Digest, err
+	}
+	d, err = pipeline.ParseDigest(s)
+	return "", d, err
+}
+
+// promotable finds the newest record of the one image that the request means.
+func (m *Memory) promotable(r pipeline.PromotionRequest, repository string, d pipeline.Digest) (rec pipeline.ImageRecord, err error) {
+	newest := map[string]pipeline.ImageRecord{}
+	for _, i := range m.images {
+		if i.Built.Image.Digest == d && (r.Project == "" || r.Project == i.Project) {
+			newest[i.Project] = i
+		}
+	}
+	var places, projects []string
+	for name, i := range newest {
+		places = append(places, i.Built.Image.Repository)
+		if repository == "" || i.Built.Image.Repository == repository {
+			projects, rec = append(projects, name), i
+		}
+	}
+	switch {
+	case len(newest) == 0:
+		return rec, fmt.Errorf("image %s: %w", r.Image, pipeline.ErrNotFound)
+	case len(projects) == 0:
+		return rec, fmt.Errorf("image %s: it is recorded in %s: %w", r.Image, strings.Join(places, ", "), pipeline.ErrInvalid)
+	case len(projects) > 1:
+		sort.Strings(projects)
+		return rec, fmt.Errorf("image %s is in projects %s: %w", r.Image, strings.Join(projects, ", "), pipeline.ErrAmbiguous)
+	case !rec.Decision.Passed:
+		return rec, fmt.Errorf("image %s: %w: %s", r.Image, pipeline.ErrRefused, rec.Decision.Reason())
+	}
+	return rec, nil
 }
 
 // Run implements pipeline.Store.
@@ -233,6 +265,7 @@ func (m *Memory) StartStage(_ context.Context, job pipeline.JobID, stage pipelin
 			return nil
 		}
 		s.attempt++
+		s.failed = false
 		if *state == pipeline.StateQueued {
 			*state = pipeline.StateRunning
 			m.append(job, pipeline.JobEvent{Kind: pipeline.KindState, State: string(*state)})
@@ -276,7 +309,7 @@ func (m *Memory) holds(c pipeline.Claim) (*memoryStage, error) {
 		return nil, err
 	}
 	s := m.stages[c.Job][c.Stage]
-	if s == nil || s.done || s.attempt != c.Attempt || state.Final() {
+	if s == nil || s.done || s.failed || s.attempt != c.Attempt || state.Final() {
 		return nil, fmt.Errorf("%s of %s, attempt %d: %w", c.Stage, c.Job, c.Attempt, pipeline.ErrStale)
 	}
 	return s, nil
@@ -320,9 +353,11 @@ func (m *Memory) FinishStage(_ context.Context, c pipeline.Claim, outcome json.R
 // FailStage implements pipeline.Store.
 func (m *Memory) FailStage(_ context.Context, c pipeline.Claim, reason string) error {
 	return m.write("FailStage", func() error {
-		if _, err := m.holds(c); err != nil {
+		s, err := m.holds(c)
+		if err != nil {
 			return err
 		}
+		s.failed = true
 		m.append(c.Job, pipeline.JobEvent{Kind: pipeline.KindStage, Stage: c.Stage, Attempt: c.Attempt, State: "failed", Message: reason})
 		return nil
 	})

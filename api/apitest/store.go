@@ -1,0 +1,401 @@
+// Package apitest is an API store in memory for tests, which fails on demand,
+// and a sample world to fill it with.
+package apitest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// ErrInjected is the failure that a test asked for.
+var ErrInjected = errors.New("injected fault: dial tcp 10.1.2.3:5432: password=hunter2")
+
+// Store keeps what an API needs in memory. Its fields may be set before it is
+// used; afterwards go through its methods.
+type Store struct {
+	// Tokens by their secret.
+	Tokens map[string]pipeline.Token
+	// Environments that can be promoted to.
+	Environments []string
+
+	mu         sync.Mutex
+	runs       []pipeline.RunDetail // oldest first
+	promotions []pipeline.PromotionDetail
+	images     []pipeline.ImageDetail
+	sboms      map[string]json.RawMessage
+	packages   []pipeline.PackageUse
+	events     map[pipeline.JobID][]pipeline.JobEvent
+	ended      map[pipeline.JobID]bool
+	deliveries map[string]pipeline.Accepted
+	keys       map[string]request
+	accepted   []pipeline.Delivery
+	faults     map[string]fault
+}
+
+type request struct {
+	pipeline.PromotionRequest
+	id pipeline.PromotionID
+}
+
+type fault struct {
+	err   error
+	times int // negative: for ever
+	after bool
+}
+
+// New returns a store with the token of a release manager, "dray_test".
+func New() *Store {
+	return &Store{
+		Tokens:       map[string]pipeline.Token{"dray_test": {Name: "grace", CreatedAt: Clock}},
+		Environments: []string{"staging", "prod"},
+		sboms:        map[string]json.RawMessage{},
+		events:       map[pipeline.JobID][]pipeline.JobEvent{},
+		ended:        map[pipeline.JobID]bool{},
+		deliveries:   map[string]pipeline.Accepted{},
+		keys:         map[string]request{},
+		faults:       map[string]fault{},
+	}
+}
+
+// Fail makes the next calls of a method fail: before they have an effect, or
+// after it. Negative times means from now on.
+func (s *Store) Fail(method string, err error, times int, after bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults[method] = fault{err, times, after}
+}
+
+// do runs a method, or fails it.
+func (s *Store) do(ctx context.Context, method string, effect func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.faults[method]
+	if f.times == 0 {
+		return effect()
+	}
+	f.times--
+	s.faults[method] = f
+	if f.after {
+		if err := effect(); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s: %w", method, f.err)
+}
+
+// AddRun adds a run; AddPromotion, AddImage and AddPackage do the same for theirs.
+func (s *Store) AddRun(r pipeline.RunDetail) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs = append(s.runs, r)
+	s.ended[r.ID.Job()] = r.State.Final()
+}
+
+// AddPromotion adds a promotion.
+func (s *Store) AddPromotion(p pipeline.PromotionDetail) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.promotions = append(s.promotions, p)
+	s.ended[p.ID.Job()] = p.State.Final()
+}
+
+// AddImage adds an image with the SBOM of each of its platforms.
+func (s *Store) AddImage(d pipeline.ImageDetail, sbom json.RawMessage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.images = append(s.images, d)
+	for _, p := range d.Platforms {
+		s.sboms[fmt.Sprint(d.Project, d.Image.Digest, p.Platform)] = sbom
+	}
+}
+
+// AddPackage adds a use of a package.
+func (s *Store) AddPackage(u pipeline.PackageUse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.packages = append(s.packages, u)
+}
+
+// Append adds events to a job, and gives them their sequence numbers.
+func (s *Store) Append(job pipeline.JobID, events ...pipeline.JobEvent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range events {
+		e.Seq = int64(len(s.events[job]) + 1)
+		if e.Time.IsZero() {
+			e.Time = Clock
+		}
+		s.events[job] = append(s.events[job], e)
+	}
+}
+
+// End makes a job final.
+func (s *Store) End(job pipeline.JobID, state pipeline.State, reason string) {
+	s.Append(job, pipeline.JobEvent{Kind: pipeline.KindState, State: string(state), Message: reason})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.runs {
+		if s.runs[i].ID.Job() == job {
+			s.runs[i].State, s.runs[i].Reason = state, reason
+		}
+	}
+	for i := range s.promotions {
+		if s.promotions[i].ID.Job() == job {
+			s.promotions[i].State, s.promotions[i].Reason = state, reason
+		}
+	}
+	s.ended[job] = true
+}
+
+// Accepted returns the deliveries that started something, in order.
+func (s *Store) Accepted() []pipeline.Delivery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]pipeline.Delivery(nil), s.accepted...)
+}
+
+// Accept starts a run for a new event.
+func (s *Store) Accept(ctx context.Context, d pipeline.Delivery) (a pipeline.Accepted, err error) {
+	err = s.do(ctx, "Accept", func() error {
+		event := strings.Join([]string{d.Forge, d.Project, d.Event.Ref, d.Event.After, string(d.Event.Kind)}, " ")
+		id := d.Forge + " id " + d.ID
+		for _, key := range []string{id, event} {
+			if first, ok := s.deliveries[key]; ok {
+				a = first
+				a.Duplicate, a.Note = true, "accepted before"
+				return nil
+			}
+		}
+		if d.Event.Deleted {
+			a.Note = "the ref was deleted: there is nothing to build"
+		} else {
+			a.Run = pipeline.NewRunID(d.ReceivedAt)
+			a.Note = "queued"
+			s.runs = append(s.runs, pipeline.RunDetail{Run: pipeline.Run{
+				ID: a.Run, Project: d.Project, Event: d.Event, State: pipeline.StateQueued, CreatedAt: d.ReceivedAt}})
+		}
+		s.deliveries[id], s.deliveries[event] = a, a
+		s.accepted = append(s.accepted, d)
+		return nil
+	})
+	return a, err
+}
+
+// Promote queues a promotion.
+func (s *Store) Promote(ctx context.Context, r pipeline.PromotionRequest) (p pipeline.Promotion, created bool, err error) {
+	err = s.do(ctx, "Promote", func() error {
+		key := r.RequestedBy + " " + r.IdempotencyKey
+		if first, ok := s.keys[key]; ok && r.IdempotencyKey != "" {
+			if first.PromotionRequest != r {
+				return fmt.Errorf("idempotency key %q was used for another request: %w", r.IdempotencyKey, pipeline.ErrConflict)
+			}
+			for _, have := range s.promotions {
+				if have.ID == first.id {
+					p = have.Promotion
+				}
+			}
+			return nil
+		}
+		image := pipeline.Image{}
+		digest, err := pipeline.ParseDigest(r.Image)
+		if err != nil {
+			if image, err = pipeline.ParseImage(r.Image); err != nil {
+				return err
+			}
+			digest = image.Digest
+		}
+		found := s.find(digest, r.Project)
+		switch {
+		case len(found) == 0:
+			return fmt.Errorf("image %s: %w", digest, pipeline.ErrNotFound)
+		case len(found) > 1:
+			return fmt.Errorf("image %s is in several projects: %w", digest, pipeline.ErrAmbiguous)
+		case !found[0].Decision.Passed:
+			return fmt.Errorf("image %s: %s: %w", digest, found[0].Decision.Reason(), pipeline.ErrRefused)
+		}
+		if !contains(s.Environments, r.Environment) {
+			return fmt.Errorf("environment %q: want one of %s: %w", r.Environment, strings.Join(s.Environments, ", "), pipeline.ErrInvalid)
+		}
+		p = pipeline.Promotion{ID: pipeline.NewPromotionID(Clock), Project: found[0].Project, Image: found[0].Image,
+			Environment: r.Environment, RequestedBy: r.RequestedBy, State: pipeline.StateQueued, CreatedAt: Clock}
+		s.promotions = append(s.promotions, pipeline.PromotionDetail{Promotion: p})
+		s.keys[key] = request{r, p.ID}
+		created = true
+		return nil
+	})
+	return p, created, err
+}
+
+// TokenBySecret finds a token.
+func (s *Store) TokenBySecret(ctx context.Context, secret string) (t pipeline.Token, err error) {
+	err = s.do(ctx, "TokenBySecret", func() error {
+		var ok bool
+		if t, ok = s.Tokens[secret]; !ok {
+			return fmt.Errorf("token: %w", pipeline.ErrNotFound)
+		}
+		return nil
+	})
+	return t, err
+}
+
+// Runs lists runs, newest first.
+func (s *Store) Runs(ctx context.Context, project string, state pipeline.State, page pipeline.Page) (out []pipeline.Run, err error) {
+	err = s.do(ctx, "Runs", func() error {
+		var all []pipeline.Run
+		for _, r := range s.runs {
+			if (project == "" || r.Project == project) && (state == "" || r.State == state) {
+				all = append(all, r.Run)
+			}
+		}
+		out = cut(all, page, func(r pipeline.Run) string { return string(r.ID) })
+		return nil
+	})
+	return out, err
+}
+
+// RunDetail returns a run.
+func (s *Store) RunDetail(ctx context.Context, id pipeline.RunID) (out pipeline.RunDetail, err error) {
+	err = s.do(ctx, "RunDetail", func() error {
+		for _, r := range s.runs {
+			if r.ID == id {
+				out = r
+				return nil
+			}
+		}
+		return fmt.Errorf("run %s: %w", id, pipeline.ErrNotFound)
+	})
+	return out, err
+}
+
+// Events returns a job's events.
+func (s *Store) Events(ctx context.Context, job pipeline.JobID, after int64, limit int) (out []pipeline.JobEvent, end bool, err error) {
+	err = s.do(ctx, "Events", func() error {
+		all := s.events[job]
+		if after < int64(len(all)) {
+			out = append(out, all[after:min(int64(len(all)), after+int64(limit))]...)
+		}
+		end = s.ended[job] && after+int64(len(out)) >= int64(len(all))
+		return nil
+	})
+	return out, end, err
+}
+
+func (s *Store) find(d pipeline.Digest, project string) (out []pipeline.ImageDetail) {
+	for _, i := range s.images {
+		if i.Image.Digest == d && (project == "" || i.Project == project) {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// ImageDetails returns an image in every project that holds it.
+func (s *Store) ImageDetails(ctx context.Context, d pipeline.Digest, project string) (out []pipeline.ImageDetail, err error) {
+	err = s.do(ctx, "ImageDetails", func() error {
+		if out = s.find(d, project); len(out) == 0 {
+			return fmt.Errorf("image %s: %w", d, pipeline.ErrNotFound)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// SBOM returns the SBOM of a platform.
+func (s *Store) SBOM(ctx context.Context, project string, d pipeline.Digest, platform pipeline.Platform) (doc json.RawMessage, err error) {
+	err = s.do(ctx, "SBOM", func() error {
+		var ok bool
+		if doc, ok = s.sboms[fmt.Sprint(project, d, platform)]; !ok {
+			return fmt.Errorf("SBOM of %s for %s: %w", d, platform, pipeline.ErrNotFound)
+		}
+		return nil
+	})
+	return doc, err
+}
+
+// Packages finds a package.
+func (s *Store) Packages(ctx context.Context, q pipeline.PackageQuery) (out []pipeline.PackageUse, err error) {
+	err = s.do(ctx, "Packages", func() error {
+		var all []pipeline.PackageUse
+		for _, u := range s.packages {
+			placed := q.Environment == "" && !q.Promoted
+			for _, p := range u.Promotions {
+				placed = placed || q.Environment == "" || p.Environment == q.Environment
+			}
+			if u.Package.Name == q.Name && (q.Version == "" || u.Package.Version == q.Version) && (q.Project == "" || u.Project == q.Project) && placed {
+				all = append(all, u)
+			}
+		}
+		out = cut(all, q.Page, func(u pipeline.PackageUse) string { return u.ID })
+		return nil
+	})
+	return out, err
+}
+
+// Promotions lists promotions, newest first.
+func (s *Store) Promotions(ctx context.Context, project string, page pipeline.Page) (out []pipeline.Promotion, err error) {
+	err = s.do(ctx, "Promotions", func() error {
+		var all []pipeline.Promotion
+		for _, p := range s.promotions {
+			if project == "" || p.Project == project {
+				all = append(all, p.Promotion)
+			}
+		}
+		out = cut(all, page, func(p pipeline.Promotion) string { return string(p.ID) })
+		return nil
+	})
+	return out, err
+}
+
+// PromotionDetail returns a promotion.
+func (s *Store) PromotionDetail(ctx context.Context, id pipeline.PromotionID) (out pipeline.PromotionDetail, err error) {
+	err = s.do(ctx, "PromotionDetail", func() error {
+		for _, p := range s.promotions {
+			if p.ID == id {
+				out = p
+				return nil
+			}
+		}
+		return fmt.Errorf("promotion %s: %w", id, pipeline.ErrNotFound)
+	})
+	return out, err
+}
+
+// Ready always is, unless it was told to fail.
+func (s *Store) Ready(ctx context.Context) error {
+	return s.do(ctx, "Ready", func() error { return nil })
+}
+
+// cut sorts newest first and takes the page. It panics on a limit that the
+// contract does not allow.
+func cut[T any](all []T, page pipeline.Page, id func(T) string) []T {
+	if page.Limit < 1 || page.Limit > 200 {
+		panic(fmt.Sprintf("page limit %d: want 1 to 200", page.Limit))
+	}
+	sort.SliceStable(all, func(i, j int) bool { return id(all[i]) > id(all[j]) })
+	var out []T
+	for _, item := range all {
+		if (page.After == "" || id(item) < page.After) && len(out) < page.Limit {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+func contains(list []string, s string) bool {
+	for _, have := range list {
+		if have == s {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,91 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+
+	"github.com/danielgtaylor/huma/v2"
+)
+
+// humaConfig describes the API; huma serves neither the description nor pages
+// about it by itself.
+func (a *API) humaConfig() huma.Config {
+	return huma.Config{
+		OpenAPI: &huma.OpenAPI{
+			OpenAPI: "3.1.0",
+			Info: &huma.Info{
+				Title:       "Dray",
+				Version:     a.Version,
+				Description: "Container images from commit to production, with the papers to prove it.",
+				License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+			},
+			Servers: []*huma.Server{{URL: "/"}},
+			Components: &huma.Components{
+				Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+				SecuritySchemes: map[string]*huma.SecurityScheme{
+					"token": {Type: "http", Scheme: "bearer", Description: "A token of Dray's: dray_…"},
+				},
+			},
+			Tags: []*huma.Tag{
+				{Name: "runs", Description: "A run is one image built from one commit."},
+				{Name: "promotions", Description: "A promotion brings one digest into one environment."},
+				{Name: "images", Description: "What Dray knows of an image."},
+				{Name: "packages", Description: "Where a package is."},
+				{Name: "keys", Description: "What is needed to verify without trusting Dray."},
+				{Name: "webhooks", Description: "Events of the source forges."},
+				{Name: "service", Description: "The service itself."},
+			},
+		},
+		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+		Transformers:                 []huma.Transformer{a.transform},
+	}
+}
+
+// tokenRequired marks an operation as one for callers with a token.
+var tokenRequired = []map[string][]string{{"token": {}}}
+
+func (a *API) schema(v any) *huma.Schema {
+	return a.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeOf(v), true, "")
+}
+
+// handle registers an operation whose errors go through problem.
+func handle[I, O any](a *API, op huma.Operation, h func(context.Context, *I) (*O, error)) {
+	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
+		out, err := h(ctx, in)
+		if err != nil {
+			return nil, a.problem(ctx, err)
+		}
+		return out, nil
+	})
+}
+
+// finishOpenAPI writes the description once, and serves it.
+func (a *API) finishOpenAPI() error {
+	a.schema(Problem{})
+	schemas := a.huma.OpenAPI().Components.Schemas.Map()
+	// huma's own error type is never sent.
+	delete(schemas, "ErrorModel")
+	delete(schemas, "ErrorDetail")
+	for _, s := range schemas {
+		// Readers must bear members that a later version adds.
+		if s.Type == huma.TypeObject && s.AdditionalProperties == false {
+			s.AdditionalProperties = nil
+		}
+	}
+	doc, err := json.MarshalIndent(a.huma.OpenAPI(), "", "  ")
+	if err != nil {
+		return fmt.Errorf("api: write the OpenAPI description: %w", err)
+	}
+	a.openAPI = append(doc, '\n')
+	a.mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "public, max-age=60")
+		_, _ = w.Write(a.openAPI) // the caller may be gone
+	})
+	return nil
+}

@@ -1,0 +1,77 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+type runsInput struct {
+	Project string `query:"project" maxLength:"200" doc:"Only this project's."`
+	State   string `query:"state" enum:"queued,running,succeeded,failed,refused" doc:"Only runs in this state."`
+	PageInput
+}
+
+type runInput struct {
+	ID string `path:"id" maxLength:"64" example:"run_06f3n8w2c41r0kd7t9qh"`
+}
+
+type runOutput struct{ Body pipeline.RunDetail }
+
+func (a *API) registerRuns() {
+	handle(a, huma.Operation{
+		OperationID: "list-runs",
+		Method:      http.MethodGet,
+		Path:        "/api/v1/runs",
+		Summary:     "List runs, newest first",
+		Tags:        []string{"runs"},
+		Security:    tokenRequired,
+		Responses:   a.problems(401, 422),
+	}, func(ctx context.Context, in *runsInput) (*listOutput[pipeline.Run], error) {
+		runs, err := a.Store.Runs(ctx, in.Project, pipeline.State(in.State), in.page())
+		if err != nil {
+			return nil, err
+		}
+		return listOf(ctx, in.PageInput, runs, func(r pipeline.Run) string { return string(r.ID) }), nil
+	})
+	handle(a, huma.Operation{
+		OperationID: "get-run",
+		Method:      http.MethodGet,
+		Path:        "/api/v1/runs/{id}",
+		Summary:     "Show a run with its stages, decision, findings and tags",
+		Tags:        []string{"runs"},
+		Security:    tokenRequired,
+		Responses:   a.problems(401, 404, 422),
+	}, func(ctx context.Context, in *runInput) (*runOutput, error) {
+		run, err := a.runDetail(ctx, pipeline.RunID(in.ID))
+		return &runOutput{run}, err
+	})
+	handle(a, streamOperation(a, "runs", "follow-run", "/api/v1/runs/{id}/events", "Follow a run"),
+		func(ctx context.Context, in *streamInput) (*streamOutput, error) {
+			id := pipeline.RunID(in.ID)
+			if _, err := a.Store.RunDetail(ctx, id); err != nil {
+				return nil, err
+			}
+			return a.stream(in, id.Job(), func(ctx context.Context) (streamEnd, error) {
+				run, err := a.Store.RunDetail(ctx, id)
+				return streamEnd{run.State, run.Reason}, err
+			})
+		})
+}
+
+func (a *API) runDetail(ctx context.Context, id pipeline.RunID) (pipeline.RunDetail, error) {
+	run, err := a.Store.RunDetail(ctx, id)
+	run.Stages, run.Tags = list(run.Stages), list(run.Tags)
+	tidy(run.Decision)
+	return run, err
+}
+
+// tidy makes a decision's lists readable without null checks.
+func tidy(d *pipeline.Decision) {
+	if d != nil {
+		d.Rules = list(d.Rules)
+	}
+}

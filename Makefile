@@ -1,0 +1,113 @@
+# make help lists what can be made.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# The scanner (Trivy) does not compile without it, and not with Go 1.27 either:
+# a Go of another version than 1.26 fetches the one that go.mod names. A Go 1.26
+# is left alone, so that a machine without a network never tries to fetch one.
+export GOEXPERIMENT := jsonv2
+ifeq (,$(filter go1.26 go1.26.%,$(shell GOTOOLCHAIN=local go env GOVERSION 2>/dev/null)))
+export GOTOOLCHAIN := go1.26.8
+endif
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOBUILD := go build -trimpath -buildvcs=false
+AS_ROOT := deploy/dev/as-root.sh
+STATE   := $(CURDIR)/.demo
+
+##@ Try it
+
+.PHONY: demo
+demo: bootstrap-demo build-demo ## Show everything for real on this machine; the stack stays up
+	$(AS_ROOT) bin/dray-demo --dir $(STATE) --bin $(CURDIR)/bin
+
+.PHONY: down
+down: bin/dray-dev ## Stop what the demo started
+	$(AS_ROOT) bin/dray-dev down --dir $(STATE)
+
+.PHONY: status
+status: bin/dray-dev ## Show what the demo's stack is doing
+	$(AS_ROOT) bin/dray-dev status --dir $(STATE)
+
+.PHONY: clean-demo
+clean-demo: down ## Stop the demo and remove its state
+	$(AS_ROOT) rm -rf $(STATE)
+
+##@ Build
+
+.PHONY: build
+build: bin/drayd bin/dray ## Build drayd and dray into bin/
+
+.PHONY: build-demo
+build-demo: bin/dray-dev bin/buildctl bin/buildkitd bin/dray bin/drayd bin/dray-demo
+
+# Go knows best what is up to date: these are always asked for.
+.PHONY: FORCE
+bin/dray bin/drayd bin/dray-dev bin/dray-demo: FORCE | bin
+bin/dray: ; $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/dray
+bin/dray-dev: ; $(GOBUILD) -o $@ ./deploy/stack/cmd/dray-dev
+bin/dray-demo: ; $(GOBUILD) -o $@ ./deploy/demo
+bin/drayd:
+	@test -e $@ || echo "building drayd, with the scanner in it; the first time takes about 10 minutes on two cores..."
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/drayd
+
+bin:
+	@mkdir -p $@
+
+# The tools come from a module of their own, whose go.mod pins them, and are
+# built again only when that file changes. $(call tool,name,package,module,variable
+# that holds its version,how long the first time takes on two cores)
+define tool
+bin/$1: deploy/dev/go.mod deploy/dev/go.sum | bin
+	@version=$$$$(cd deploy/dev && go list -m -f '{{.Version}}' $3); \
+	echo "building $1 $$$$version from source$(if $5, (the first time takes about $5))..."; \
+	cd deploy/dev && CGO_ENABLED=0 $(GOBUILD) -ldflags "-s -w$(if $4, -X $4=$$$$version)" -o ../../$$@ $2
+	@touch $$@
+endef
+$(eval $(call tool,buildkitd,github.com/moby/buildkit/cmd/buildkitd,github.com/moby/buildkit,github.com/moby/buildkit/version.Version,2 minutes))
+$(eval $(call tool,buildctl,github.com/moby/buildkit/cmd/buildctl,github.com/moby/buildkit,github.com/moby/buildkit/version.Version,1 minute))
+$(eval $(call tool,cosign2,github.com/sigstore/cosign/v2/cmd/cosign,github.com/sigstore/cosign/v2,sigs.k8s.io/release-utils/version.gitVersion,2 minutes))
+$(eval $(call tool,cosign3,github.com/sigstore/cosign/v3/cmd/cosign,github.com/sigstore/cosign/v3,sigs.k8s.io/release-utils/version.gitVersion,1 minute))
+$(eval $(call tool,crane,github.com/google/go-containerregistry/cmd/crane,github.com/google/go-containerregistry,github.com/google/go-containerregistry/cmd/crane/cmd.Version,))
+$(eval $(call tool,staticcheck,honnef.co/go/tools/cmd/staticcheck,honnef.co/go/tools,,))
+
+.PHONY: docs
+docs: bin/drayd ## Write the reference pages that are generated
+	bin/drayd settings --markdown > docs/reference/settings.md
+
+##@ Check
+
+.PHONY: test
+test: bootstrap-test bin/dray-dev bin/buildctl bin/buildkitd bin/cosign2 bin/cosign3 ## Run every test against servers of its own (ARGS='-run X', PKG=./builder)
+	deploy/dev/test.sh '$(or $(PKG),./...)' $(ARGS)
+
+.PHONY: lint
+lint: bin/staticcheck ## gofmt, vet, staticcheck, module files and shell scripts
+	deploy/dev/lint.sh
+
+.PHONY: fmt
+fmt: ## Format the Go code
+	git ls-files -z -co --exclude-standard '*.go' | xargs -0 gofmt -s -w
+
+.PHONY: bench
+bench: bootstrap-test build bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane ## Measure Dray against what it replaces
+	deploy/dev/bench.sh
+
+.PHONY: clean
+clean: ## Remove what was built; the demo's state stays
+	rm -rf bin
+
+##@ Help
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: bootstrap-demo bootstrap-test
+bootstrap-demo: ; @deploy/dev/bootstrap.sh demo
+bootstrap-test: ; @deploy/dev/bootstrap.sh test

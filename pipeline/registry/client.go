@@ -1,0 +1,209 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	ggcr "github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// session is an authenticated way to one registry, for certain scopes.
+type session struct {
+	busy   chan struct{} // full while the handshake is under way
+	client *http.Client
+}
+
+// repository is one repository with the right to do something in it.
+type repository struct {
+	r    *Registry
+	name name.Repository
+	// asked is the name as the caller wrote it, which locks are taken under.
+	asked string
+	host  string
+	// scopes of the token: what this repository is used for.
+	scopes []string
+}
+
+// open parses the name. Actions are ggcr.PullScope or ggcr.PushScope (which
+// includes pulling).
+func (r *Registry) open(repo, actions string) (*repository, error) {
+	first, _, ok := strings.Cut(repo, "/")
+	if !ok || strings.Contains(repo, "@") {
+		return nil, refuse("repository %q: want registry/path without tag or digest", repo)
+	}
+	n, err := name.NewRepository(strings.ToLower(first)+repo[len(first):], append(r.NameOptions(first), name.StrictValidation)...)
+	if err != nil {
+		return nil, refuse("repository %q: %w", repo, err)
+	}
+	return &repository{r: r, name: n, asked: repo, host: n.RegistryStr(), scopes: []string{n.Scope(actions)}}, nil
+}
+
+// with adds a right in another repository of the same registry, for mounts.
+func (p *repository) with(scope string) *repository {
+	q := *p
+	q.scopes = append([]string{p.scopes[0]}, scope)
+	return &q
+}
+
+func (p *repository) String() string { return p.host + "/" + p.name.RepositoryStr() }
+
+// client returns the authenticated client, after a handshake when it is the
+// first time.
+func (p *repository) client(ctx context.Context) (*http.Client, error) {
+	key := p.host + " " + strings.Join(p.scopes, " ")
+	p.r.mu.Lock()
+	s, ok := p.r.sessions[key]
+	if !ok {
+		s = &session{busy: make(chan struct{}, 1)}
+		p.r.sessions[key] = s
+	}
+	p.r.mu.Unlock()
+	select {
+	case s.busy <- struct{}{}:
+		defer func() { <-s.busy }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if s.client != nil {
+		return s.client, nil
+	}
+	auth, err := authn.Resolve(ctx, p.r.Keychain(), p.name)
+	if err != nil {
+		return nil, err
+	}
+	rt, err := ggcr.NewWithContext(ctx, p.name.Registry, auth, p.r.roots, p.scopes)
+	if err != nil {
+		return nil, err
+	}
+	s.client = &http.Client{Transport: rt, CheckRedirect: func(_ *http.Request, via []*http.Request) error {
+		if len(via) > 5 {
+			return errors.New("more than 5 redirects")
+		}
+		return nil
+	}}
+	return s.client, nil
+}
+
+// url of something in the repository: path is "manifests/…" or "blobs/…".
+func (p *repository) url(path string, query url.Values) *url.URL {
+	return &url.URL{
+		Scheme: p.name.Scheme(), Host: p.host,
+		Path: "/v2/" + p.name.RepositoryStr() + "/" + path, RawQuery: query.Encode(),
+	}
+}
+
+type request struct {
+	method string
+	url    *url.URL
+	header http.Header
+	body   io.Reader // a *bytes.Reader can be sent again, a stream cannot
+	size   int64     // of a stream
+}
+
+// do sends a request. The caller closes the body.
+func (p *repository) do(ctx context.Context, q request) (*http.Response, error) {
+	client, err := p.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, q.method, q.url.String(), q.body)
+	if err != nil {
+		return nil, pipeline.Permanent(err)
+	}
+	for k, v := range q.header {
+		req.Header[k] = v
+	}
+	if q.size > 0 {
+		req.ContentLength = q.size
+	}
+	return client.Do(req)
+}
+
+// closeBody lets the connection be used again.
+func closeBody(res *http.Response) {
+	_, _ = io.CopyN(io.Discard, res.Body, 32<<10)
+	_ = res.Body.Close()
+}
+
+// readBody reads at most limit bytes; a longer body is refused for good.
+func readBody(res *http.Response, limit int64) ([]byte, error) {
+	if res.ContentLength > limit {
+		return nil, refuse("the answer has %d bytes, more than the limit of %d", res.ContentLength, limit)
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(body)) > limit {
+		return nil, refuse("the answer has more bytes than the limit of %d", limit)
+	}
+	return body, nil
+}
+
+// again runs f until it succeeds, fails for good, or was tried often enough. It
+// is for faults that the transport does not see: bodies that break off or do
+// not hash to their digest.
+func (r *Registry) again(ctx context.Context, f func() error) error {
+	for attempt := 1; ; attempt++ {
+		err := f()
+		if err == nil || attempt >= r.timing.Attempts || ctx.Err() != nil || pipeline.IsPermanent(err) ||
+			tried(err) {
+			return err
+		}
+		if err := sleep(ctx, r.transport.backoff(attempt)); err != nil {
+			return err
+		}
+	}
+}
+
+// tried: the transport has repeated it already where that could help.
+func tried(err error) bool {
+	var exhausted *exhaustedError
+	var stream *brokenError
+	if errors.As(err, &stream) {
+		return false
+	}
+	return statusOf(err) != 0 || errors.As(err, &exhausted)
+}
+
+// nextPage is the address in a Link header (distribution specification,
+// "Listing Tags"), nil when there is none. It must stay with the registry.
+func nextPage(res *http.Response, current *url.URL) (*url.URL, error) {
+	for _, link := range res.Header.Values("Link") {
+		for _, part := range strings.Split(link, ",") {
+			target, params, ok := strings.Cut(strings.TrimSpace(part), ";")
+			if !ok || !strings.Contains(strings.ReplaceAll(params, `"`, ""), "rel=next") {
+				continue
+			}
+			next, err := current.Parse(strings.Trim(target, "<> "))
+			if err != nil {
+				return nil, refuse("the next page's address %q", clean(target, 200))
+			}
+			if !strings.EqualFold(next.Host, current.Host) {
+				return nil, refuse("the next page is at another host, %s", clean(next.Host, 100))
+			}
+			if next.String() == current.String() {
+				return nil, refuse("the next page is the page itself")
+			}
+			next.Scheme = current.Scheme
+			return next, nil
+		}
+	}
+	return nil, nil
+}
+
+func imageName(p *repository, ref string) string {
+	if strings.HasPrefix(ref, "sha256:") {
+		return fmt.Sprintf("%s@%s", p, ref)
+	}
+	return fmt.Sprintf("%s:%s", p, ref)
+}

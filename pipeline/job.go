@@ -85,6 +85,8 @@ type Plan struct {
 	Target     string            `json:"target,omitempty"`
 	Args       map[string]string `json:"args,omitempty"`
 	Platforms  []Platform        `json:"platforms"`
+	// Ignore holds the patterns of .dockerignore: what stays out of the context.
+	Ignore []string `json:"ignore,omitempty"`
 }
 
 // Material is something that went into a build.

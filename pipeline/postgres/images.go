@@ -1,0 +1,211 @@
+package postgres
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// RecordImage implements pipeline.Store. The record is rows throughout, so its
+// stage keeps only which image it was.
+func (s *Store) RecordImage(ctx context.Context, c pipeline.Claim, rec pipeline.ImageRecord) error {
+	outcome := struct {
+		Image pipeline.Image `json:"image"`
+	}{rec.Built.Image}
+	return s.finished(ctx, c, "record the image", outcome, func(tx pgx.Tx, j job) error {
+		if rec.Project != j.project || rec.Run.Job() != c.Job {
+			return fmt.Errorf("the record is of run %s in %s, the claim of %s in %s: %w", rec.Run, rec.Project, c.Job, j.project, pipeline.ErrInvalid)
+		}
+		image, err := insertImage(ctx, tx, rec)
+		if err != nil {
+			return wrap(err, "image %s", rec.Built.Image)
+		}
+		if err := insertRecord(ctx, tx, image, rec); err != nil {
+			return wrap(err, "image %s", rec.Built.Image)
+		}
+		if err := insertReports(ctx, tx, image, rec); err != nil {
+			return wrap(err, "report on %s", rec.Built.Image)
+		}
+		if err := insertVerified(ctx, tx, c.Job, rec.Verified); err != nil {
+			return err
+		}
+		return insertDecision(ctx, tx, c.Job, rec.Decision)
+	})
+}
+
+// insertImage makes the run's record the image's newest and returns the image,
+// locked against other records of it.
+func insertImage(ctx context.Context, tx pgx.Tx, rec pipeline.ImageRecord) (id int64, err error) {
+	err = tx.QueryRow(ctx, `
+		INSERT INTO images (project, digest, newest) VALUES ($1, $2, $3)
+		ON CONFLICT (digest, project) DO UPDATE SET newest = excluded.newest RETURNING id`,
+		rec.Project, string(rec.Built.Image.Digest), string(rec.Run)).Scan(&id)
+	if err != nil {
+		return 0, err
+	}
+	for i, p := range rec.Built.Platforms {
+		_, err := tx.Exec(ctx, `
+			INSERT INTO image_platforms (image, position, platform, digest, size, media_type) VALUES ($1, $2, $3, $4, $5, $6)
+			ON CONFLICT (image, position) DO NOTHING`, id, i, string(p.Platform), string(p.Digest), p.Size, clean(p.MediaType))
+		if err != nil {
+			return 0, wrap(err, "platform %s", p.Platform)
+		}
+	}
+	return id, nil
+}
+
+func insertRecord(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.ImageRecord) error {
+	built, err := document(rec.Built)
+	if err != nil {
+		return err
+	}
+	var provenance []byte
+	if len(rec.Provenance) > 0 {
+		if provenance, err = document(rec.Provenance); err != nil {
+			return wrap(err, "provenance")
+		}
+	}
+	plan, err := planDigest(rec.Built.Source)
+	if err != nil {
+		return err
+	}
+	db := rec.Report.Database
+	_, err = tx.Exec(ctx, `
+		INSERT INTO image_records (run, image, project, repository, commit_sha, plan_digest, built, provenance,
+			scanned_at, scanner, db_reference, db_digest, db_updated_at, recorded_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, clock_timestamp())`,
+		string(rec.Run), image, rec.Project, rec.Built.Image.Repository, rec.Built.Source.Commit, plan, built, provenance,
+		rec.Report.ScannedAt, clean(rec.Report.Scanner), clean(db.Reference), string(db.Digest), db.UpdatedAt)
+	return err
+}
+
+func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.ImageRecord) error {
+	ids, err := insertPackages(ctx, tx, rec.Report)
+	if err != nil {
+		return wrap(err, "packages")
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM image_packages WHERE image = $1`, image); err != nil {
+		return err
+	}
+	for n, r := range rec.Report.Platforms {
+		if _, err := tx.Exec(ctx, `INSERT INTO reports (run, position, platform, digest, os, run_user) VALUES ($1, $2, $3, $4, $5, $6)`,
+			string(rec.Run), n, string(r.Platform), string(r.Digest), clean(r.OS), clean(r.User)); err != nil {
+			return err
+		}
+		if len(r.SBOM) > 0 {
+			sbom, err := document(r.SBOM)
+			if err != nil {
+				return wrap(err, "SBOM of %s", r.Platform)
+			}
+			if _, err := tx.Exec(ctx, `INSERT INTO sboms (run, position, document) VALUES ($1, $2, $3)`, string(rec.Run), n, sbom); err != nil {
+				return wrap(err, "SBOM of %s", r.Platform)
+			}
+		}
+		_, err := tx.CopyFrom(ctx, pgx.Identifier{"image_packages"},
+			[]string{"image", "report", "position", "platform", "package", "path", "layer", "licenses"},
+			pgx.CopyFromSlice(len(r.Packages), func(i int) ([]any, error) {
+				p := r.Packages[i]
+				licenses := make([]string, len(p.Licenses))
+				for k, l := range p.Licenses {
+					licenses[k] = clean(l)
+				}
+				return []any{image, int32(n), int32(i), string(r.Platform), ids[packageKey(p)], clean(p.Path), clean(p.Layer), licenses}, nil
+			}))
+		if err != nil {
+			return wrap(err, "packages of %s", r.Platform)
+		}
+		_, err = tx.CopyFrom(ctx, pgx.Identifier{"findings"},
+			[]string{"run", "report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path"},
+			pgx.CopyFromSlice(len(r.Findings), func(i int) ([]any, error) {
+				f := r.Findings[i]
+				return []any{string(rec.Run), int32(n), int32(i), clean(f.ID), int16(f.Severity), clean(f.Package), clean(f.Version),
+					clean(f.FixedIn), clean(f.Title), clean(f.URL), clean(f.PURL), clean(f.Path)}, nil
+			}))
+		if err != nil {
+			return wrap(err, "findings in %s", r.Platform)
+		}
+	}
+	return nil
+}
+
+func packageKey(p pipeline.Package) [32]byte {
+	return sha256.Sum256([]byte(strings.Join([]string{clean(p.Type), clean(p.Name), clean(p.Version), clean(p.PURL)}, "\x00")))
+}
+
+// insertPackages makes sure that there is a row for each package of the report,
+// and returns their ids. The rows are inserted in one order everywhere, so that
+// two records with the same new packages wait for each other but not in a circle.
+func insertPackages(ctx context.Context, tx pgx.Tx, r pipeline.Report) (map[[32]byte]int64, error) {
+	wanted := map[[32]byte]pipeline.Package{}
+	for _, pr := range r.Platforms {
+		for _, p := range pr.Packages {
+			wanted[packageKey(p)] = p
+		}
+	}
+	ids := make(map[[32]byte]int64, len(wanted))
+	collect := func(sql string, args ...any) error {
+		rows, err := tx.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		var id int64
+		var key []byte
+		_, err = pgx.ForEachRow(rows, []any{&id, &key}, func() error {
+			ids[[32]byte(key)] = id
+			return nil
+		})
+		return err
+	}
+	keys := make([][]byte, 0, len(wanted))
+	for k := range wanted {
+		keys = append(keys, k[:])
+	}
+	if err := collect(`SELECT id, key FROM packages WHERE key = ANY($1)`, keys); err != nil {
+		return nil, err
+	}
+	// Most packages are known from earlier images and end here.
+	keys = slices.DeleteFunc(keys, func(k []byte) bool { _, ok := ids[[32]byte(k)]; return ok })
+	if len(keys) == 0 {
+		return ids, nil
+	}
+	slices.SortFunc(keys, slices.Compare[[]byte])
+	n := len(keys)
+	types, names, versions, purls := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	for i, k := range keys {
+		p := wanted[[32]byte(k)]
+		types[i], names[i], versions[i], purls[i] = clean(p.Type), clean(p.Name), clean(p.Version), clean(p.PURL)
+	}
+	_, err := tx.Exec(ctx, `
+		INSERT INTO packages (key, type, name, version, purl)
+		SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[]) AS p (key, type, name, version, purl) ORDER BY key
+		ON CONFLICT (key) DO NOTHING`, keys, types, names, versions, purls)
+	if err != nil {
+		return nil, err
+	}
+	return ids, collect(`SELECT id, key FROM packages WHERE key = ANY($1)`, keys)
+}
+
+func insertVerified(ctx context.Context, tx pgx.Tx, id pipeline.JobID, verified []pipeline.Verified) error {
+	b := &pgx.Batch{}
+	for n, v := range verified {
+		b.Queue(`INSERT INTO verifications (job, position, repository, digest, verified_at) VALUES ($1, $2, $3, $4, $5)`,
+			string(id), n, v.Image.Repository, string(v.Image.Digest), v.VerifiedAt)
+		for i, sig := range v.Signatures {
+			b.Queue(`INSERT INTO signatures (job, verification, position, key_id, layout, manifest) VALUES ($1, $2, $3, $4, $5, $6)`,
+				string(id), n, i, sig.KeyID, sig.Layout, string(sig.Manifest))
+		}
+		for i, a := range v.Attestations {
+			b.Queue(`
+				INSERT INTO attestations (job, verification, position, predicate_type, key_id, layout, manifest, statement)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+				string(id), n, i, clean(a.PredicateType), a.KeyID, a.Layout, string(a.Manifest), string(a.Statement))
+		}
+	}
+	return wrap(tx.SendBatch(ctx, b).Close(), "what verified")
+}

@@ -54,7 +54,8 @@ type Store interface {
 	// RecordBuilt notes the image of a run, and finishes build.
 	RecordBuilt(context.Context, Claim, Built) error
 	// FindBuilt returns the image that an earlier, recorded run of the project
-	// built from the same commit by the same plan and bases. ErrNotFound if none.
+	// built from the same commit by the same plan; the bases may differ: one commit
+	// is one image. ErrNotFound if none.
 	FindBuilt(ctx context.Context, project string, s Source) (Built, error)
 	// RecordImage writes the image with its platforms, packages, findings,
 	// SBOMs, signatures, attestations and decision, and finishes record.

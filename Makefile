@@ -78,7 +78,7 @@ $(eval $(call tool,staticcheck,honnef.co/go/tools/cmd/staticcheck,honnef.co/go/t
 
 .PHONY: docs
 docs: bin/drayd ## Write the reference pages that are generated
-	bin/drayd settings --markdown > docs/reference/settings.md
+	bin/drayd settings > docs/reference/settings.md
 
 ##@ Check
 

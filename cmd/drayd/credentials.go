@@ -1,0 +1,121 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dray-project/dray/signer"
+)
+
+// keyCommand makes signing keys.
+func keyCommand(stdout, stderr io.Writer, getenv func(string) string) *cobra.Command {
+	key := &cobra.Command{Use: "key", Short: "Make signing keys"}
+	var out, passwordFile string
+	generate := &cobra.Command{
+		Use: "generate", Short: "Make an encrypted cosign key and its public half", Args: cobra.NoArgs,
+		Long: "Writes cosign.key and cosign.pub into a directory. The private key is encrypted with the\n" +
+			"password from --password-file or COSIGN_PASSWORD. An existing key is never overwritten.",
+		Example: "  drayd key generate --out /etc/dray --password-file /etc/dray/cosign.password",
+		RunE: func(*cobra.Command, []string) error {
+			password := []byte(getenv("COSIGN_PASSWORD"))
+			if passwordFile != "" {
+				var err error
+				if password, err = readSecret(passwordFile); err != nil {
+					return err
+				}
+			}
+			if len(password) == 0 {
+				return errors.New("a password is required: give --password-file or COSIGN_PASSWORD")
+			}
+			private, public, err := signer.GenerateKey(password)
+			if err != nil {
+				return err
+			}
+			if err := writeNew(filepath.Join(out, "cosign.key"), private, 0o600); err != nil {
+				return err
+			}
+			if err := writeNew(filepath.Join(out, "cosign.pub"), public, 0o644); err != nil {
+				return err
+			}
+			fmt.Fprintf(stderr, "wrote cosign.key and cosign.pub into %s\n", out)
+			_, err = stdout.Write(public)
+			return err
+		},
+	}
+	generate.Flags().StringVar(&out, "out", ".", "directory to write into")
+	generate.Flags().StringVar(&passwordFile, "password-file", "", "file that holds the password")
+	key.AddCommand(generate)
+	return key
+}
+
+// tokenCommand makes API tokens.
+func tokenCommand(settings func(*cobra.Command) (*Settings, error), stdout, stderr io.Writer) *cobra.Command {
+	token := &cobra.Command{Use: "token", Short: "Make tokens for the API"}
+	var expires time.Duration
+	create := &cobra.Command{
+		Use: "create NAME", Short: "Make a token and print it, once", Args: cobra.ExactArgs(1),
+		Long: "The token is printed on standard output and kept as a hash only: it cannot be shown again.\n" +
+			"A new token of the same name replaces the old one. What the token does is recorded under its name.",
+		Example: "  drayd token create rita --expires 720h",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := settings(cmd)
+			if err != nil {
+				return err
+			}
+			p := &parts{settings: s, log: slog.New(slog.DiscardHandler)}
+			defer p.Close()
+			if err := p.openDatabase(cmd.Context()); err != nil {
+				return err
+			}
+			var until *time.Time
+			if expires > 0 {
+				t := time.Now().Add(expires)
+				until = &t
+			}
+			secret, made, err := p.store.CreateToken(cmd.Context(), args[0], until)
+			if err != nil {
+				return err
+			}
+			when := "does not expire"
+			if made.ExpiresAt != nil {
+				when = "expires " + made.ExpiresAt.Format(time.RFC3339)
+			}
+			fmt.Fprintf(stderr, "token of %s, %s; it is not shown again\n", made.Name, when)
+			_, err = fmt.Fprintln(stdout, secret)
+			return err
+		},
+	}
+	create.Flags().DurationVar(&expires, "expires", 0, "how long it is valid; without, until it is replaced")
+	token.AddCommand(create)
+	return token
+}
+
+func readSecret(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
+		b = b[:len(b)-1]
+	}
+	return b, nil
+}
+
+// writeNew writes a file that must not exist yet.
+func writeNew(path string, data []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return f.Close()
+}

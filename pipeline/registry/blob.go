@@ -122,6 +122,13 @@ func (p *repository) start(ctx context.Context, from *repository, d descriptor, 
 		query.Set("mount", string(d.Digest))
 		query.Set("from", from.name.RepositoryStr())
 	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	// The answer is waited for a little even when the copy is cancelled: without
+	// it nobody could cancel the upload.
+	ctx, cancel := grace(ctx, 5*time.Second)
+	defer cancel()
 	at := p.url("blobs/uploads/", query)
 	res, err := p.do(ctx, request{method: http.MethodPost, url: at})
 	if err != nil {
@@ -142,6 +149,16 @@ func (p *repository) start(ctx context.Context, from *repository, d descriptor, 
 		return nil, fmt.Errorf("the registry did not say where to upload to (Location: %q)", clean(res.Header.Get("Location"), 200))
 	}
 	return location, nil
+}
+
+// grace returns a context that ends some time after its parent.
+func grace(parent context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
+	stop := context.AfterFunc(parent, func() {
+		_ = sleep(ctx, d)
+		cancel()
+	})
+	return ctx, func() { stop(); cancel() }
 }
 
 // stream sends the source's bytes to the upload without keeping them.

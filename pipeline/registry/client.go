@@ -81,6 +81,10 @@ func (p *repository) client(ctx context.Context) (*http.Client, error) {
 		return nil, err
 	}
 	rt, err := ggcr.NewWithContext(ctx, p.name.Registry, auth, p.r.roots, p.scopes)
+	if answer := (*ggcr.Error)(nil); errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
+		// Not to be taken for a missing manifest.
+		return nil, fmt.Errorf("%s does not answer as a registry: GET /v2/ or its token service is not found (404)", p.host)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -22,7 +23,7 @@ type Proxy struct {
 	backend http.Handler
 	mu      sync.Mutex
 	faults  []*fault
-	seen    []Request
+	seen    []*Request
 }
 
 // Request is one request that the proxy received.
@@ -31,7 +32,8 @@ type Request struct {
 	Path   string // with the query
 	Header http.Header
 	Status int
-	// Received and Sent count the bytes of the bodies, as far as they came.
+	// Received and Sent count the bytes of the bodies, as far as they came, once
+	// the request is over.
 	Received, Sent int64
 	// Injected: a fault handled it.
 	Injected bool
@@ -85,11 +87,16 @@ func (p *Proxy) Clear() {
 	p.faults, p.seen = nil, nil
 }
 
-// Requests returns what was received, in the order in which it was answered.
+// Requests returns what was received, in order. What is not answered yet has
+// the status 0.
 func (p *Proxy) Requests() []Request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return append([]Request(nil), p.seen...)
+	list := make([]Request, len(p.seen))
+	for i, r := range p.seen {
+		list[i] = *r
+	}
+	return list
 }
 
 // Count returns how many requests of that method (any when empty) had a path
@@ -118,19 +125,26 @@ func (p *Proxy) Received(path string) int64 {
 }
 
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	seen := Request{Method: r.Method, Path: r.URL.RequestURI(), Header: r.Header.Clone()}
+	do := p.take(r)
+	seen := &Request{Method: r.Method, Path: r.URL.RequestURI(), Header: r.Header.Clone(), Injected: do != nil}
+	p.mu.Lock()
+	p.seen = append(p.seen, seen)
+	p.mu.Unlock()
 	body := &countingBody{ReadCloser: r.Body}
 	r.Body = body
-	out := &recorder{ResponseWriter: w}
+	// The status is noted before the client can see it, the sizes afterwards.
+	out := &recorder{ResponseWriter: w, noted: func(status int) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		seen.Status = status
+	}}
 	defer func() {
 		// A fault may abort the connection by panicking with http.ErrAbortHandler.
-		seen.Status, seen.Received, seen.Sent = out.status, body.n, out.n
 		p.mu.Lock()
-		p.seen = append(p.seen, seen)
+		seen.Received, seen.Sent = body.n.Load(), out.n
 		p.mu.Unlock()
 	}()
-	if do := p.take(r); do != nil {
-		seen.Injected = true
+	if do != nil {
 		do(out, r, p.backend)
 		return
 	}
@@ -184,7 +198,8 @@ func DropAfter() Fault {
 	}
 }
 
-// Hang reads nothing and says nothing until the client gives up.
+// Hang reads nothing and says nothing until the client gives up or the test
+// ends.
 func Hang() Fault {
 	return func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }
 }
@@ -287,17 +302,18 @@ func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
 type countingBody struct {
 	io.ReadCloser
-	n int64
+	n atomic.Int64 // a transport may still read when its handler has answered
 }
 
 func (b *countingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.n += int64(n)
+	b.n.Add(int64(n))
 	return n, err
 }
 
 type recorder struct {
 	http.ResponseWriter
+	noted  func(status int)
 	status int
 	n      int64
 }
@@ -305,13 +321,14 @@ type recorder struct {
 func (r *recorder) WriteHeader(status int) {
 	if r.status == 0 {
 		r.status = status
+		r.noted(status)
 	}
 	r.ResponseWriter.WriteHeader(status)
 }
 
 func (r *recorder) Write(b []byte) (int, error) {
 	if r.status == 0 {
-		r.status = http.StatusOK
+		r.WriteHeader(http.StatusOK)
 	}
 	n, err := r.ResponseWriter.Write(b)
 	r.n += int64(n)

@@ -389,7 +389,7 @@ func TestFollowLeavesSilence(t *testing.T) {
 }
 
 func TestFollowEnds(t *testing.T) {
-	store, c := serve(t, nil)
+	_, c := serve(t, nil)
 	last := func(ctx context.Context, job pipeline.JobID) (err error) {
 		for _, err = range c.Follow(ctx, job, 0) {
 		}
@@ -413,7 +413,6 @@ func TestFollowEnds(t *testing.T) {
 		t.Errorf("%d events and errors, want 4 and one", n)
 	}
 	// A server that stays broken is given up.
-	store.Fail("Events", apitest.ErrInjected, -1, false)
 	quick, err := client.New(client.Config{URL: "http://127.0.0.1:1", Backoff: time.Nanosecond})
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,123 @@
+//go:build goexperiment.jsonv2
+
+package scanner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	dbtypes "github.com/aquasecurity/trivy-db/pkg/types"
+	"github.com/aquasecurity/trivy/pkg/fanal/analyzer"
+	"github.com/aquasecurity/trivy/pkg/fanal/artifact"
+	artimage "github.com/aquasecurity/trivy/pkg/fanal/artifact/image"
+	ftypes "github.com/aquasecurity/trivy/pkg/fanal/types"
+	"github.com/aquasecurity/trivy/pkg/scan"
+	"github.com/aquasecurity/trivy/pkg/types"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// inspection is what was found in one platform's image, before matching.
+type inspection struct {
+	platform pipeline.PlatformImage
+	image    *remoteImage
+	ref      artifact.Reference
+}
+
+// inspected gives Trivy's scan service an inspection that was done before, so
+// that the database is held for the matching only.
+type inspected struct{ ref artifact.Reference }
+
+func (i inspected) Inspect(context.Context) (artifact.Reference, error) { return i.ref, nil }
+func (inspected) Clean(artifact.Reference) error                        { return nil }
+
+// inspect reads the layers that were not seen before.
+func (s *Scanner) inspect(ctx context.Context, repository string, p pipeline.PlatformImage) (in inspection, err error) {
+	start := time.Now()
+	image := pipeline.Image{Repository: repository, Digest: p.Digest}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	defer func() {
+		if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("not read within %s (the scanner's timeout per image): %w", s.cfg.Timeout, err)
+		}
+		if err != nil {
+			err = fmt.Errorf("platform %s: read %s: %w", p.Platform, image, err)
+		}
+	}()
+	defer recovered(&err, s.cfg.Log)
+
+	remote, err := s.open(ctx, image)
+	if err != nil {
+		return inspection{}, err
+	}
+	art, err := artimage.NewArtifact(remote, layerCache{s.layers, remote}, s.options())
+	if err != nil {
+		return inspection{}, err
+	}
+	ref, err := art.Inspect(ctx)
+	if err != nil {
+		// What went wrong in a layer says more than what Trivy made of it.
+		if cause := remote.failure(); cause != nil {
+			return inspection{}, cause
+		}
+		return inspection{}, err
+	}
+	s.cfg.Log.DebugContext(ctx, "inspected an image", "image", image.String(), "platform", string(p.Platform),
+		"layers", len(ref.BlobIDs), "took", time.Since(start))
+	return inspection{platform: p, image: remote, ref: ref}, nil
+}
+
+// match finds the vulnerabilities. The caller holds the database.
+func (s *Scanner) match(ctx context.Context, in inspection) (_ pipeline.PlatformReport, err error) {
+	// A database file that is cut off under our feet faults when it is read.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer recovered(&err, s.cfg.Log)
+	report, err := scan.NewService(s.trivy, inspected{in.ref}).ScanArtifact(ctx, types.ScanOptions{
+		PkgTypes:         types.PkgTypes,
+		PkgRelationships: ftypes.Relationships,
+		Scanners:         types.Scanners{types.SBOMScanner, types.VulnerabilityScanner},
+		// The source's own rating, else the national database's, else any.
+		VulnSeveritySources: []dbtypes.SourceID{"auto"},
+	})
+	if err != nil {
+		return pipeline.PlatformReport{}, err
+	}
+	in.image.ownLayers(report)
+	sbom, err := cycloneDX(ctx, report, in.platform.Digest, in.image.created())
+	if err != nil {
+		return pipeline.PlatformReport{}, fmt.Errorf("write the SBOM: %w", err)
+	}
+	out := platformReport(report)
+	out.Platform, out.Digest, out.SBOM = in.platform.Platform, in.platform.Digest, sbom
+	out.User = in.ref.ImageMetadata.ConfigFile.Config.User
+	return out, nil
+}
+
+// options of the analysis. They are part of the layer cache's keys.
+func (s *Scanner) options() artifact.Option {
+	disabled := slices.Concat(
+		// What is in an image is installed; a lock file only says what was meant.
+		analyzer.TypeLockfiles,
+		analyzer.TypeConfigFiles,
+		[]analyzer.Type{
+			analyzer.TypeApkCommand, // asks the network
+			analyzer.TypeExecutable, // asks the network
+			analyzer.TypeHistoryDockerfile,
+			analyzer.TypeLicenseFile,
+			analyzer.TypeRpmArchive,
+			analyzer.TypeSecret,
+		})
+	return artifact.Option{
+		DisabledAnalyzers: disabled,
+		Parallel:          s.cfg.Parallel,
+		NoProgress:        true,
+		Offline:           true,
+		// CycloneDX wants the files' digests.
+		FileChecksum: true,
+	}
+}

@@ -35,14 +35,14 @@ func wantParts(t *testing.T, err error, parts ...string) {
 func TestBuildTwoPlatforms(t *testing.T) {
 	s := newStack(t)
 	s.project.Platforms = []pipeline.Platform{"linux/amd64", "linux/arm64"}
-	base := pushBase(t, s.registry+"/base:1", nil, nil)
+	base := pushBase(t, s.registry+"/base:1", map[string]string{"base.txt": "as recorded"}, nil)
 	ev := s.push(map[string]string{"Dockerfile": "ARG REG=" + s.registry + `
 FROM --platform=$BUILDPLATFORM $REG/base:1 AS build
 ARG TARGETARCH
 COPY hello.txt /
 RUN echo building for $TARGETARCH && echo $TARGETARCH > /out
 FROM scratch
-COPY --from=build /out /hello.txt /
+COPY --from=build /out /hello.txt /base.txt /
 `, "hello.txt": "hello\n"})
 	src := s.mustResolve(ev)
 	if src.Commit != ev.After || src.Ref != "refs/heads/main" || src.CloneURL != s.repo.url {
@@ -57,7 +57,7 @@ COPY --from=build /out /hello.txt /
 	}
 
 	// What is built is what was recorded, also when the tag moves on.
-	pushBase(t, s.registry+"/base:1", map[string]string{"hello.txt": "moved"}, nil)
+	pushBase(t, s.registry+"/base:1", map[string]string{"base.txt": "moved"}, nil)
 
 	res, out := s.mustBuild(src)
 	if !strings.HasPrefix(res.Builder, "buildkitd ") {
@@ -84,7 +84,7 @@ COPY --from=build /out /hello.txt /
 			t.Errorf("config says %s/%s", cfg.OS, cfg.Architecture)
 		}
 		files := contents(t, img)
-		if files["/out"] != arch+"\n" || files["/hello.txt"] != "hello\n" {
+		if files["/out"] != arch+"\n" || files["/hello.txt"] != "hello\n" || files["/base.txt"] != "as recorded" {
 			t.Errorf("files are %q", files)
 		}
 		m, err := img.Manifest()

@@ -149,11 +149,9 @@ func (b *Builder) solveOpt(p pipeline.Project, s pipeline.Source, platform pipel
 		"push-by-digest":    "true",
 		"oci-mediatypes":    "true",
 		"rewrite-timestamp": "true",
-		// A layer that comes back from the zstd cache must leave as the same
-		// gzip bytes that a fresh build makes, or the digest would depend on
-		// what the daemon remembers.
-		"compression":       "gzip",
-		"force-compression": "true",
+		// Rewriting compresses every layer but the base's anew, so that one that
+		// came back from the zstd cache leaves as the bytes of a fresh build.
+		"compression": "gzip",
 	}
 	for k, v := range annotations(s) {
 		attrs["label:"+k] = v

@@ -24,6 +24,9 @@ type Store struct {
 	Tokens map[string]pipeline.Token
 	// Environments that can be promoted to.
 	Environments []string
+	// Promoted is called with every new promotion, outside the store's lock. May
+	// be nil.
+	Promoted func(pipeline.Promotion)
 
 	mu         sync.Mutex
 	runs       []pipeline.RunDetail // oldest first
@@ -233,6 +236,9 @@ func (s *Store) Promote(ctx context.Context, r pipeline.PromotionRequest) (p pip
 		created = true
 		return nil
 	})
+	if created && s.Promoted != nil {
+		s.Promoted(p)
+	}
 	return p, created, err
 }
 

@@ -54,7 +54,7 @@ func (w *worker[A]) Work(ctx context.Context, row *river.Job[A]) error {
 	switch {
 	case errors.Is(err, pipeline.ErrNotFound):
 		log.ErrorContext(ctx, "queued job does not exist", "error", err)
-		return river.JobCancel(err)
+		return river.JobCancel(forRiver(err))
 	case err != nil:
 		return w.retry(ctx, err)
 	case state.Final():
@@ -85,7 +85,7 @@ func (w *worker[A]) Work(ctx context.Context, row *river.Job[A]) error {
 		return w.end(ctx, id, err)
 	default:
 		log.WarnContext(ctx, "job will be tried again", "in", q.Backoff(row.Attempt), "error", err)
-		return err
+		return forRiver(err)
 	}
 }
 
@@ -94,8 +94,12 @@ func (w *worker[A]) retry(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return river.JobSnooze(0)
 	}
-	return err
+	return forRiver(err)
 }
+
+// forRiver is an error that River can store. It writes the results of many jobs
+// in one statement, which a single NUL in one message would fail for all.
+func forRiver(err error) error { return errors.New(clean(err.Error())) }
 
 // protect makes an error of a panic.
 func (w *worker[A]) protect(ctx context.Context, args A, report func(p any, stack []byte)) (err error) {
@@ -119,9 +123,9 @@ func (w *worker[A]) end(ctx context.Context, id pipeline.JobID, cause error) err
 	}
 	if err := w.queue.Store.End(ctx, id, e); err != nil {
 		w.queue.Log.ErrorContext(ctx, "the end of a job could not be written", "job", id, "end", e.State, "reason", e.Reason, "error", err)
-		return errors.Join(cause, err)
+		return forRiver(cause)
 	}
-	return river.JobCancel(cause)
+	return river.JobCancel(forRiver(cause))
 }
 
 func lastError[A river.JobArgs](row *river.Job[A]) error {

@@ -1,0 +1,35 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// Adopt does what every worker does each second: it gives the jobs of dead
+// workers back to the queue, and returns them.
+func Adopt(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
+	rows, err := pool.Query(ctx, adopt, []string{queueRuns, queuePromotions}, []int64{})
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// Requeue is the second net.
+func Requeue(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
+	rows, err := pool.Query(ctx, requeue, riverMaxAttempts, queueRuns, queuePromotions)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// PackagesSQL is the query behind Packages.
+func PackagesSQL(q pipeline.PackageQuery) (string, []any, error) { return packagesSQL(q) }
+
+// MaxOrphaned is how many workers a job may lose.
+const MaxOrphaned = maxOrphaned

@@ -179,6 +179,7 @@ func (w *writer) facts(pairs ...any) {
 // clean keeps text from elsewhere from steering the terminal: a branch can be
 // named as its author likes.
 func clean(s string) string {
+	s = strings.ToValidUTF8(s, "")
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) && r != '\n' }) < 0 {
 		return s
 	}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/dray-project/dray/api"
+	"github.com/dray-project/dray/api/apitest"
+	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/registry/registrytest"
+	"github.com/dray-project/dray/signer"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"dray": main})
+}
+
+// TestScripts runs the command line, as a process, against the real API over a
+// sample store, and against a real registry.
+func TestScripts(t *testing.T) {
+	world := signedWorld(t)
+	testscript.Run(t, testscript.Params{
+		Dir: filepath.Join("testdata", "script"),
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+		},
+		Setup: func(env *testscript.Env) error {
+			url, err := sampleServer(env)
+			if err != nil {
+				return err
+			}
+			env.Setenv("DRAY_URL", url)
+			env.Setenv("DRAY_TOKEN", "dray_test")
+			env.Setenv("GOOD", string(apitest.Good.Digest))
+			env.Setenv("SHARED", string(apitest.Shared.Digest))
+			env.Setenv("BAD", string(apitest.Bad.Digest))
+			env.Setenv("RUN", string(apitest.RunGood))
+			env.Setenv("REFUSED", string(apitest.RunRefused))
+			env.Setenv("OPEN", string(apitest.RunOpen))
+			env.Setenv("PROMOTION", string(apitest.PromotionOne))
+			env.Setenv("SIGNED", world.signed.String())
+			env.Setenv("UNSIGNED", world.unsigned.String())
+			env.Setenv("TAGGED", world.signed.Repository+":1.0.0")
+			for file, text := range map[string][]byte{"cosign.pub": world.public, "other.pub": world.other} {
+				if err := os.WriteFile(filepath.Join(env.WorkDir, file), text, 0o600); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	})
+}
+
+// exits runs dray and demands an exit code: exits 3 promote …
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: exits CODE [dray's arguments]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec("dray", args[1:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// sampleServer serves the sample world; a promotion to prod succeeds, one to
+// staging is refused, and one to slow never ends.
+func sampleServer(env *testscript.Env) (string, error) {
+	store := apitest.Sample()
+	store.Environments = append(store.Environments, "slow", "broken")
+	var wg sync.WaitGroup
+	store.Promoted = func(p pipeline.Promotion) { wg.Go(func() { promote(store, p) }) }
+	a, err := api.New(api.Config{
+		Store:          store,
+		PublicKeyPEM:   []byte(apitest.PublicKey),
+		TrustedRoot:    []byte(`{}`),
+		VerifyCommands: func(img pipeline.Image) []string { return []string{"cosign verify --key cosign.pub " + img.String()} },
+		Log:            slog.New(slog.DiscardHandler),
+		Version:        "v1.2.3-server",
+		Poll:           5 * time.Millisecond,
+	})
+	if err != nil {
+		return "", err
+	}
+	srv := httptest.NewServer(a)
+	env.Defer(func() {
+		a.Drain()
+		srv.Close()
+		wg.Wait()
+	})
+	return srv.URL, nil
+}
+
+func promote(store *apitest.Store, p pipeline.Promotion) {
+	job := p.ID.Job()
+	stage := func(s pipeline.Stage, state string) {
+		store.Append(job, pipeline.JobEvent{Kind: pipeline.KindStage, Stage: s, Attempt: 1, State: state})
+	}
+	stage(pipeline.StageAdmit, "started")
+	stage(pipeline.StageAdmit, "succeeded")
+	stage(pipeline.StageGate, "started")
+	switch p.Environment {
+	case "staging":
+		stage(pipeline.StageGate, "failed")
+		store.End(job, pipeline.StateRefused, "severity: 1 finding(s) of severity critical or above")
+	case "broken":
+		stage(pipeline.StageGate, "succeeded")
+		store.End(job, pipeline.StateFailed, "copy: registry prod.example is unreachable")
+	case "prod":
+		stage(pipeline.StageGate, "succeeded")
+		store.End(job, pipeline.StateSucceeded, "")
+	}
+}
+
+// world is a registry with a signed and an unsigned image.
+type world struct {
+	signed, unsigned pipeline.Image
+	public, other    []byte
+}
+
+func signedWorld(t *testing.T) world {
+	t.Helper()
+	host := registrytest.Olareg(t)
+	private, public, err := signer.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, other, err := signer.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := world{public: public, other: other,
+		signed: pushRandom(t, host, "acme/hello", "1.0.0"), unsigned: pushRandom(t, host, "acme/raw", "1.0.0")}
+	s, err := signer.New(t.Context(), signer.Config{Key: private, Locker: &locker{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Sign(t.Context(), w.signed); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Attest(t.Context(), w.signed, pipeline.Statement{
+		PredicateType: pipeline.PredicateProvenance,
+		Predicate:     json.RawMessage(`{"buildDefinition":{"buildType":"https://dray.example/build/v1","externalParameters":{}},"runDetails":{"builder":{"id":"https://dray.example"}}}`),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func pushRandom(t *testing.T, host, repository, tag string) pipeline.Image {
+	t.Helper()
+	img, err := random.Image(1024, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(host + "/" + repository + ":" + tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img, remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pipeline.Image{Repository: host + "/" + repository, Digest: pipeline.Digest(digest.String())}
+}
+
+// locker is enough for one process.
+type locker struct{ mu sync.Mutex }
+
+func (l *locker) Lock(context.Context, string) (func(), error) {
+	l.mu.Lock()
+	return l.mu.Unlock, nil
+}

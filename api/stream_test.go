@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -262,5 +264,39 @@ func TestStreamBreaks(t *testing.T) {
 	}
 	if !strings.Contains(s.logs.String(), "hunter2") {
 		t.Error("the cause is not in the log")
+	}
+}
+
+// The read timeout bounds a request and not the stream that answers it; a
+// shutdown does not wait for readers.
+func TestServerStreams(t *testing.T) {
+	s := newServer(t, func(c *api.Config) { c.Heartbeat = 10 * time.Millisecond; c.Poll = time.Hour })
+	srv := s.api.Server("")
+	srv.ReadTimeout = 50 * time.Millisecond
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	s.url = "http://" + l.Addr().String()
+	events, _ := s.follow("/api/v1/runs/" + string(apitest.RunOpen) + "/events?after=4")
+	for range 20 { // four times the read timeout
+		if e, ok := next(t, events); !ok || e.comment != "alive" {
+			t.Fatalf("the stream ended: %+v", e)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	go func() {
+		for range events {
+			continue // until the drain ends it
+		}
+	}()
+	if err := srv.Shutdown(ctx); err != nil {
+		t.Errorf("shutdown waits for readers: %v", err)
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
 	}
 }

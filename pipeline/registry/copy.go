@@ -21,7 +21,8 @@ import (
 // When it returns nil, every manifest was read back at the destination and
 // hashed, every blob was confirmed with its size, and every referrer is listed.
 // What is there already is not sent again, so that a copy that broke off can be
-// repeated.
+// repeated. The locks of the destination's subjects are taken here: the caller
+// must not hold them.
 func (r *Registry) Copy(ctx context.Context, img pipeline.Image, repo string) (pipeline.Copied, error) {
 	done, err := r.copy(ctx, img, repo)
 	if err != nil {
@@ -69,7 +70,7 @@ func (r *Registry) copy(ctx context.Context, img pipeline.Image, repo string) (p
 // attachAll makes what is attached known at the destination.
 func (r *Registry) attachAll(ctx context.Context, from, to *repository, c *closure) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(r.parallel)
+	g.SetLimit(min(r.parallel, 4)) // a lock may cost a database connection
 	for subject, refs := range c.attached {
 		g.Go(func() error { return to.attach(ctx, subject, refs) })
 	}

@@ -149,6 +149,9 @@ func status(res *http.Response) int {
 	return res.StatusCode
 }
 
+// maxAsked is how often a request is sent to a host that asks for patience.
+const maxAsked = 10
+
 type pauses struct{ asked, backoff time.Duration }
 
 // verdict says whether to send the request again, and after which wait.
@@ -171,8 +174,10 @@ func (t *transport) verdict(req *http.Request, res *http.Response, err error, at
 	switch res.StatusCode {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		if w.asked = t.retryAfter(res); w.asked > 0 {
-			// The pause is the limiter's; the bound is the sum of the waits.
-			return w, replayable
+			// The pause is the limiter's; the bound is the sum of the waits. One that
+			// asks for no rest and limits again gets some all the same.
+			w.asked = max(w.asked, t.backoff(attempt))
+			return w, replayable && attempt < maxAsked
 		}
 		w.backoff = t.backoff(attempt)
 		return w, replayable && attempt < t.timing.Attempts

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/dray-project/dray/pipeline"
 )
@@ -50,7 +52,11 @@ type pool struct{ members []*member }
 func newPool(ctx context.Context, addresses []string, t *TLS) (*pool, error) {
 	p := &pool{}
 	for _, a := range addresses {
-		var opts []client.ClientOpt
+		// gRPC's own patience grows to two minutes; a daemon that is back should
+		// be found sooner.
+		params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: probeTimeout}
+		params.Backoff.MaxDelay = 3 * time.Second
+		opts := []client.ClientOpt{client.WithGRPCDialOption(grpc.WithConnectParams(params))}
 		if t != nil && strings.HasPrefix(a, "tcp://") {
 			opts = append(opts, client.WithServerConfig(t.ServerName, t.CA))
 			if t.Cert != "" {
@@ -87,6 +93,13 @@ func (m *member) probe(ctx context.Context, fresh time.Duration) Member {
 	defer m.mu.Unlock()
 	m.last, m.probed = now, time.Now()
 	return now
+}
+
+// forget makes the next probe ask: something just failed there.
+func (m *member) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.probed = time.Time{}
 }
 
 func (m *member) ask(ctx context.Context) Member {

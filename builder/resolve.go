@@ -69,6 +69,7 @@ func (b *Builder) Resolve(ctx context.Context, p pipeline.Project, ev pipeline.E
 		}
 		if err != nil {
 			avoid[m.address] = true
+			m.forget()
 			return m.address, b.explain(ctx, err, st, m)
 		}
 		return m.address, nil
@@ -265,7 +266,7 @@ func plan(ctx context.Context, t *tree, platforms []pipeline.Platform) (pipeline
 	if f.Dockerfile == "" {
 		f.Dockerfile = path.Join(f.Context, "Dockerfile")
 	}
-	context, mode, ok, err := t.resolve(ctx, f.Context)
+	dir, mode, ok, err := t.resolve(ctx, f.Context)
 	switch {
 	case err != nil:
 		return none(err)
@@ -279,18 +280,18 @@ func plan(ctx context.Context, t *tree, platforms []pipeline.Platform) (pipeline
 	case !ok:
 		return none(planError(0, "build.dockerfile: there is no file %s in the repository", f.Dockerfile))
 	}
-	out := pipeline.Plan{Context: context, Dockerfile: dockerfile, Target: f.Target, Args: f.Args}
+	out := pipeline.Plan{Context: dir, Dockerfile: dockerfile, Target: f.Target, Args: f.Args}
 	if out.Platforms, err = narrow(platforms, f.Platforms); err != nil {
 		return none(err)
 	}
-	out.Ignore, err = ignored(ctx, t, context, dockerfile)
+	out.Ignore, err = ignored(ctx, t, dir, dockerfile)
 	return out, data, err
 }
 
 // ignored reads the patterns of files that stay out of the context: the
 // Dockerfile's own ignore file, or else the context's .dockerignore.
-func ignored(ctx context.Context, t *tree, context, dockerfile string) ([]string, error) {
-	for _, name := range []string{dockerfile + ".dockerignore", path.Join(context, ".dockerignore")} {
+func ignored(ctx context.Context, t *tree, dir, dockerfile string) ([]string, error) {
+	for _, name := range []string{dockerfile + ".dockerignore", path.Join(dir, ".dockerignore")} {
 		_, data, ok, err := t.file(ctx, name, maxPlanFile)
 		if err != nil {
 			return nil, err

@@ -102,6 +102,7 @@ func (b *Builder) buildPlatform(ctx context.Context, p pipeline.Project, s pipel
 		})
 		if err != nil {
 			avoid[m.address] = true
+			m.forget()
 			return m.address, b.explain(ctx, err, st, m)
 		}
 		version = info.Version
@@ -117,14 +118,14 @@ func (b *Builder) buildPlatform(ctx context.Context, p pipeline.Project, s pipel
 // v0.33.1 cannot give the files of a subdirectory the commit's time.
 func inputs(access gitAccess, r remote, s pipeline.Source) map[string]llb.State {
 	root := access.commit(r, s.Commit)
-	context := root
+	dir := root
 	if s.Plan.Context != "." || len(s.Plan.Ignore) > 0 {
-		context = llb.Scratch().File(
+		dir = llb.Scratch().File(
 			llb.Copy(root, path.Join("/", s.Plan.Context), "/", &llb.CopyInfo{
 				CopyDirContentsOnly: true, ExcludePatterns: s.Plan.Ignore,
 			}), llb.WithCustomName(sourceStep+"take "+s.Plan.Context+" as the context"))
 	}
-	return map[string]llb.State{"context": context, "dockerfile": root}
+	return map[string]llb.State{"context": dir, "dockerfile": root}
 }
 
 // solveOpt is everything about a solve that does not depend on credentials.

@@ -40,8 +40,8 @@ const (
 // Bases makes the base images out of Debian's packages and this machine's Go,
 // pushes to the registry what it does not have yet, and returns the pinned
 // references by name: "127.0.0.1:PORT/base/go:TAG@sha256:…". The same packages
-// and the same Go make the same digests.
-func (s *Stack) Bases(ctx context.Context, registry string) (map[string]string, error) {
+// and the same Go make the same digests. No names mean all.
+func (s *Stack) Bases(ctx context.Context, registry string, names ...string) (map[string]string, error) {
 	debs, err := s.debs(ctx)
 	if err != nil {
 		return nil, err
@@ -85,6 +85,9 @@ func (s *Stack) Bases(ctx context.Context, registry string) (map[string]string, 
 			v1.Config{Env: []string{"PATH=/bin"}, Cmd: []string{"/bin/sh"}},
 		},
 	} {
+		if len(names) > 0 && !slices.Contains(names, base.name) {
+			continue
+		}
 		key := b.key(base.name, append(base.of, base.platforms...), base.config)
 		digest, err := b.push(ctx, base.name, base.tag, key, func() (remote.Taggable, func() error, error) {
 			if len(base.platforms) == 1 {

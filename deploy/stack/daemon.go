@@ -194,7 +194,7 @@ func (s *Stack) spawn(d Daemon, env []string, print string) (Process, <-chan str
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if d.user != nil {
-		d.user.become(cmd.SysProcAttr, s.Dir)
+		d.user.become(cmd, s.Dir)
 	}
 	if err := cmd.Start(); err != nil {
 		return Process{}, nil, err

@@ -36,7 +36,12 @@ type deb struct {
 // debs returns the packages by name, or name:architecture where that matters.
 // They are fetched once and kept; removing the directory fetches them again.
 func (s *Stack) debs(ctx context.Context) (map[string]deb, error) {
-	dir := filepath.Join(s.Dir, "debs")
+	unlock, err := lock(ctx, s.cache)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	dir := filepath.Join(s.cache, "debs")
 	if !exists(filepath.Join(dir, "complete")) {
 		if err := s.fetchDebs(ctx, dir); err != nil {
 			return nil, fmt.Errorf("stack: fetch Debian packages for the base images: %w", err)

@@ -156,7 +156,7 @@ func (s *Stack) initPostgres(ctx context.Context, bin, base string, as *user) (s
 	cmd.Env, cmd.Dir = baseEnv(s.Dir), base
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if as != nil {
-		as.become(cmd.SysProcAttr, s.Dir)
+		as.become(cmd, s.Dir)
 	}
 	if err := run(ctx, cmd); err != nil {
 		return "", fmt.Errorf("stack: make a PostgreSQL cluster: %w", err)

@@ -78,6 +78,8 @@ func (p Process) stop(ctx context.Context) error {
 		} else if err != nil {
 			return fmt.Errorf("stack: stop %s (process %d): %w", p.Name, p.PID, err)
 		}
+		// One that was suspended cannot act on it otherwise.
+		p.Signal(syscall.SIGCONT)
 		if p.gone(ctx, p.StopIn) {
 			return nil
 		}

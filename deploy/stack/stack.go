@@ -3,6 +3,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,9 @@ type Config struct {
 	Dir string
 	// Bin is the directory of buildkitd, buildctl and dray-dev.
 	Bin string
+	// Cache keeps what was fetched from elsewhere; several stacks may share it.
+	// Empty means a directory in Dir.
+	Cache string
 	// Log receives a line for each thing that happens, for a person to read.
 	// Nil keeps silent.
 	Log io.Writer
@@ -48,8 +52,9 @@ type Stack struct {
 	Dev, Prod *Registry
 	Git       *Git
 
-	bin string
-	log *logger
+	bin   string
+	cache string
+	log   *logger
 }
 
 // Start starts what the configuration asks for, in parallel. A process left
@@ -108,10 +113,17 @@ func open(c Config) (*Stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: Bin: %w", err)
 	}
+	cache, err := filepath.Abs(cmp.Or(c.Cache, filepath.Join(dir, "cache")))
+	if err != nil {
+		return nil, fmt.Errorf("stack: Cache: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(cache, "run"), 0o755); err != nil {
+		return nil, fmt.Errorf("stack: make the cache: %w", err)
+	}
 	if c.Buildkit && os.Geteuid() != 0 {
 		return nil, errors.New("stack: buildkitd needs root: run this as root or through sudo")
 	}
-	return &Stack{Dir: dir, bin: bin, log: &logger{w: c.Log}}, nil
+	return &Stack{Dir: dir, bin: bin, cache: cache, log: &logger{w: c.Log}}, nil
 }
 
 // makeDir makes the state directory and returns its one true name, in which

@@ -5,6 +5,7 @@ package stack
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	osuser "os/user"
 	"path/filepath"
 	"strconv"
@@ -33,15 +34,18 @@ func lookupUser(name string) (*user, error) {
 	return &user{uint32(uid), uint32(gid)}, nil
 }
 
-// become makes the process start as that user. The state directory may lie in a
+// become makes the command run as that user. The state directory may lie in a
 // home that the user cannot enter (/root is closed on Debian): then the process
-// also gets the capability to pass through directories, and nothing more.
-func (u *user) become(attr *syscall.SysProcAttr, dir string) {
-	attr.Credential = &syscall.Credential{Uid: u.uid, Gid: u.gid}
+// also gets the capability to pass through directories, and nothing more. The
+// capability counts from the moment that the program runs, which is after the
+// change to its working directory, so that one becomes the root directory.
+func (u *user) become(cmd *exec.Cmd, dir string) {
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.uid, Gid: u.gid}
 	for d := dir; d != "/"; d = filepath.Dir(d) {
 		info, err := os.Stat(d)
 		if err != nil || info.Mode().Perm()&0o001 == 0 {
-			attr.AmbientCaps = []uintptr{capDacReadSearch}
+			cmd.SysProcAttr.AmbientCaps = []uintptr{capDacReadSearch}
+			cmd.Dir = "/"
 			return
 		}
 	}

@@ -75,6 +75,7 @@ type RegistrySettings struct {
 	Username     string `koanf:"username" help:"User name; it and the password are sent to this host only."`
 	Password     string `koanf:"password" help:"Password or token. Prefer password_file." secret:"true"`
 	PasswordFile string `koanf:"password_file" help:"File that holds the password."`
+	TokenHost    string `koanf:"token_host" help:"Host of the registry's token service, where it is another: it may see the credentials too."`
 	PlainHTTP    bool   `koanf:"plain_http" help:"Speak HTTP without TLS. For a registry on the same machine."`
 }
 

@@ -172,7 +172,7 @@ func (g GateSettings) rules() (pipeline.GateRules, error) {
 func (s *Settings) Hosts() []pipeline.RegistryHost {
 	var out []pipeline.RegistryHost
 	for _, r := range s.Registries {
-		out = append(out, pipeline.RegistryHost{Host: r.Host, Username: r.Username, Password: r.Password, PlainHTTP: r.PlainHTTP})
+		out = append(out, pipeline.RegistryHost{Host: r.Host, Username: r.Username, Password: r.Password, TokenHost: r.TokenHost, PlainHTTP: r.PlainHTTP})
 	}
 	return out
 }

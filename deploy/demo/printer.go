@@ -18,10 +18,11 @@ type printer struct {
 	w                      io.Writer
 	bold, dim, good, reset string
 	began                  map[pipeline.Stage]time.Time
+	steps                  map[string]bool
 }
 
 func newPrinter(w io.Writer, getenv func(string) string) *printer {
-	p := &printer{w: w, began: map[pipeline.Stage]time.Time{}}
+	p := &printer{w: w, began: map[pipeline.Stage]time.Time{}, steps: map[string]bool{}}
 	if f, ok := w.(*os.File); ok && getenv("NO_COLOR") == "" && getenv("TERM") != "dumb" {
 		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 			p.bold, p.dim, p.good, p.reset = "\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[0m"
@@ -71,12 +72,24 @@ func (p *printer) event(e pipeline.JobEvent) {
 	switch {
 	case e.Kind == pipeline.KindStage && e.State == "started":
 		p.began[e.Stage] = e.Time
+		clear(p.steps)
 		p.say("%-8s …", e.Stage)
 	case e.Kind == pipeline.KindStage:
 		p.say("%-8s %s after %s %s", e.Stage, e.State, e.Time.Sub(p.began[e.Stage]).Round(10*time.Millisecond), e.Message)
 	case e.Kind == pipeline.KindState && e.Message != "":
 		p.say("%s: %s", e.State, e.Message)
 	case e.Kind == pipeline.KindStep && e.Step.Completed != nil:
+		// One line for each step of the Dockerfile is enough of a picture; dray run
+		// logs has the rest.
+		name := strings.Join(strings.Fields(e.Step.Name), " ")
+		key := string(e.Step.Platform) + name
+		if p.steps[key] || strings.HasPrefix(name, "[source]") || strings.HasPrefix(name, "[internal]") || strings.HasPrefix(name, "importing") {
+			return
+		}
+		p.steps[key] = true
+		if len(name) > 100 {
+			name = name[:99] + "…"
+		}
 		took := ""
 		if e.Step.Started != nil {
 			took = e.Step.Completed.Sub(*e.Step.Started).Round(10 * time.Millisecond).String()
@@ -84,8 +97,8 @@ func (p *printer) event(e pipeline.JobEvent) {
 		if e.Step.Cached {
 			took = "cached"
 		}
-		fmt.Fprintf(p.w, "     %s%-12s %7s  %s%s\n", p.dim, e.Step.Platform, took, e.Step.Name, p.reset)
-	case e.Kind == pipeline.KindLog:
+		fmt.Fprintf(p.w, "     %s%-12s %7s  %s%s\n", p.dim, e.Step.Platform, took, name, p.reset)
+	case e.Kind == pipeline.KindLog && (e.Log.Step == "" || e.Log.Platform != ""):
 		fmt.Fprintf(p.w, "     %s%-12s          %s%s\n", p.dim, e.Log.Platform, e.Log.Text, p.reset)
 	}
 }

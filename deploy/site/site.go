@@ -218,7 +218,7 @@ projects:
 	}
 	for _, p := range projects {
 		fmt.Fprintf(&b, `  - name: %s
-    source: %s/%[1]s
+    source: %s/%s
     clone_url: %s
     webhook_secret_file: %s
     repository: %s
@@ -226,7 +226,7 @@ projects:
     gate: {fail_on: critical}
     environments:
       - {name: prod, repository: %s, gate: {fail_on: high}}
-`, p.name, Organisation, s.Stack.Git.CloneURL(Organisation+"/"+p.name), s.path("secrets/webhook.secret"), s.Dev(p.name), p.platforms, s.Prod(p.name))
+`, p.name, Organisation, p.name, s.Stack.Git.CloneURL(Organisation+"/"+p.name), s.path("secrets/webhook.secret"), s.Dev(p.name), p.platforms, s.Prod(p.name))
 	}
 	return os.WriteFile(s.settings, []byte(b.String()), 0o600)
 }

@@ -121,6 +121,12 @@ func TestRunAndPromote(t *testing.T) {
 		t.Fatalf("run is %+v", run)
 	}
 	wantTags(t, b.TagsOf(devRepo), run.Image.Digest, "sha-aaaaaaaaaaaa", "1.0.0", "1.0", "1", "latest")
+	for _, img := range b.Store.Images()[0].Built.PlatformImages() {
+		v, err := b.Signer().Verify(t.Context(), img)
+		if err != nil || !v.Has(pipeline.PredicateProvenance) || !v.Has(pipeline.PredicateCycloneDX) {
+			t.Errorf("%s: provenance and SBOM are not both attested: %+v, %v", img, v.Attestations, err)
+		}
+	}
 
 	id := b.promote(run.Image.Digest)
 	if err := b.p.Promote(t.Context(), id); err != nil {
@@ -161,8 +167,8 @@ func TestEveryFault(t *testing.T) {
 				wantTags(t, b.TagsOf(prodRepo), img.Digest, "sha-aaaaaaaaaaaa", "1.0.0", "1.0", "1", "latest")
 				for _, repo := range []string{devRepo, prodRepo} {
 					v, err := b.Signer().Verify(t.Context(), pipeline.Image{Repository: repo, Digest: img.Digest})
-					if err != nil || len(v.Signatures) != 1 || len(v.Attestations) != 1 {
-						t.Errorf("in %s: %d signatures, %d attestations, %v; want one each", repo, len(v.Signatures), len(v.Attestations), err)
+					if err != nil || len(v.Signatures) != 1 || len(v.Attestations) != 2 {
+						t.Errorf("in %s: %d signatures, %d attestations, %v; want one signature, a provenance and an SBOM", repo, len(v.Signatures), len(v.Attestations), err)
 					}
 				}
 			})

@@ -147,14 +147,18 @@ type signed struct {
 	Provenance   json.RawMessage `json:"provenance"`
 }
 
-// sign signs the index and every platform, attests the provenance of each, and
-// the contents of each platform.
+// sign signs the index and every platform, and attests the provenance and the
+// contents of each.
 func (p *Pipeline) sign(ctx context.Context, c Claim, built Built, report Report) (signed, error) {
 	predicate, err := provenance(p.BuilderID, built)
 	if err != nil {
 		return signed{}, err
 	}
-	sboms := map[Digest]json.RawMessage{}
+	whole, err := indexSBOM(built.Image, report)
+	if err != nil {
+		return signed{}, err
+	}
+	sboms := map[Digest]json.RawMessage{built.Image.Digest: whole}
 	for _, r := range report.Platforms {
 		sboms[r.Digest] = r.SBOM
 	}
@@ -170,11 +174,10 @@ func (p *Pipeline) sign(ctx context.Context, c Claim, built Built, report Report
 		if s.Signatures, err = p.Signer.Sign(ctx, img); err != nil {
 			return s, fmt.Errorf("sign %s: %w", img, err)
 		}
-		statements := []Statement{{PredicateType: PredicateProvenance, Predicate: predicate}}
-		if sbom := sboms[img.Digest]; sbom != nil {
-			statements = append(statements, Statement{PredicateType: PredicateCycloneDX, Predicate: sbom})
-		}
-		for _, st := range statements {
+		for _, st := range []Statement{
+			{PredicateType: PredicateProvenance, Predicate: predicate},
+			{PredicateType: PredicateCycloneDX, Predicate: sboms[img.Digest]},
+		} {
 			made, err := p.Signer.Attest(ctx, img, st)
 			if err != nil {
 				return s, fmt.Errorf("attest %s of %s: %w", st.PredicateType, img, err)

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // portsFile is the name, without .json, of the file under run/ that remembers
@@ -59,10 +60,14 @@ func reserve(dir, name string) (string, error) {
 	}
 
 	if port, ok := ports[name]; ok {
-		p, err := readRecord(dir, name)
-		ours := err == nil && p.Running() && (p.Address == "" || strings.Contains(p.Address, loopback(port)))
-		if ours || portFree(port) {
+		if portFree(port) {
 			return loopback(port), nil
+		}
+		p, err := readRecord(dir, name)
+		if ours := err == nil && (p.Address == "" || strings.Contains(p.Address, loopback(port))); ours {
+			if p.Running() || released(dir, name, port) {
+				return loopback(port), nil
+			}
 		}
 	}
 	taken := map[int]bool{}
@@ -85,6 +90,21 @@ func reserve(dir, name string) (string, error) {
 		return loopback(port), nil
 	}
 	return "", fmt.Errorf("stack: no free port for %s between %d and %d", name, firstPort, lastPort)
+}
+
+// released waits a moment for the port of a process that died: a child of its
+// may still hold it.
+func released(dir, name string, port int) bool {
+	if killLeftovers(dir, name) != nil {
+		return false
+	}
+	for range 20 {
+		if portFree(port) {
+			return true
+		}
+		time.Sleep(pollEvery)
+	}
+	return false
 }
 
 func portFree(port int) bool {

@@ -159,13 +159,16 @@ func Processes(dir string) ([]Process, error) {
 
 // stat is what /proc/PID/stat says, as far as it is of interest here.
 type stat struct {
-	state byte
-	tty   int
-	start uint64
+	state   byte
+	tty     int
+	threads int
+	start   uint64
 }
 
-// dead: it ended and only waits for its parent to hear of it.
-func (s stat) dead() bool { return s.state == 'Z' || s.state == 'X' }
+// dead: it ended and only waits for its parent to hear of it. A process whose
+// first thread ended shows as a zombie too, while its others still hold its
+// files and ports.
+func (s stat) dead() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
 
 func readStat(pid int) (stat, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
@@ -187,7 +190,8 @@ func readStat(pid int) (stat, error) {
 		return stat{}, fmt.Errorf("stack: /proc/%d/stat: %w", pid, err)
 	}
 	tty, _ := strconv.Atoi(f[4])
-	return stat{state: f[0][0], tty: tty, start: start}, nil
+	threads, _ := strconv.Atoi(f[17])
+	return stat{state: f[0][0], tty: tty, threads: threads, start: start}, nil
 }
 
 func bootID() string {

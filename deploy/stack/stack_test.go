@@ -5,9 +5,11 @@ package stack
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -216,18 +218,37 @@ func TestKilledProcessesAreReplaced(t *testing.T) {
 	if *s.Postgres != *again.Postgres || *s.Dev != *again.Dev {
 		t.Error("the addresses changed")
 	}
-	// Stopped and continued counts as not healthy, and is replaced.
-	if err := s.Kill("registry-prod", 19); err != nil {
-		t.Fatal(err)
-	}
+	// One that hangs is not healthy, and is replaced.
 	stuck, err := s.Process("registry-prod")
 	if err != nil {
 		t.Fatal(err)
 	}
+	suspend(t, stuck)
 	if _, err := Start(ctx, c); err != nil {
 		t.Fatal(err)
 	}
 	if stuck.Running() {
 		t.Error("a registry that hangs was kept")
+	}
+}
+
+// suspend stops every thread of the process.
+func suspend(t *testing.T, p Process) {
+	t.Helper()
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for stopped := false; !stopped; {
+		stopped = true
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range threads {
+			if b, err := os.ReadFile(path); err == nil && !bytes.Contains(b, []byte(") T ")) {
+				stopped = false
+			}
+		}
+		time.Sleep(time.Millisecond)
 	}
 }

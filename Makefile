@@ -76,6 +76,17 @@ $(eval $(call tool,cosign3,github.com/sigstore/cosign/v3/cmd/cosign,github.com/s
 $(eval $(call tool,crane,github.com/google/go-containerregistry/cmd/crane,github.com/google/go-containerregistry,github.com/google/go-containerregistry/cmd/crane/cmd.Version,))
 $(eval $(call tool,staticcheck,honnef.co/go/tools/cmd/staticcheck,honnef.co/go/tools,,))
 
+# Trivy's command comes from the module that Dray links it from: the same version
+# on the same dependencies, and most of it is compiled already. What only the
+# command needs is written to a copy of go.mod.
+bin/trivy: go.mod | bin
+	@version=$$(go list -m -f '{{.Version}}' github.com/aquasecurity/trivy); \
+	echo "building trivy $$version from source..."; \
+	mkdir -p .bench && cp go.mod go.sum .bench/ && \
+	go get -modfile=.bench/go.mod -tool github.com/aquasecurity/trivy/cmd/trivy@$$version && \
+	$(GOBUILD) -modfile=.bench/go.mod -ldflags "-s -w -X github.com/aquasecurity/trivy/pkg/version/app.ver=$${version#v}" \
+		-o $@ github.com/aquasecurity/trivy/cmd/trivy
+
 .PHONY: docs
 docs: bin/drayd ## Write the reference pages that are generated
 	bin/drayd settings > docs/reference/settings.md
@@ -95,7 +106,7 @@ fmt: ## Format the Go code
 	git ls-files -z -co --exclude-standard '*.go' | xargs -0 gofmt -s -w
 
 .PHONY: bench
-bench: bootstrap-test build bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane ## Measure Dray against what it replaces
+bench: bootstrap-test build bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy ## Measure Dray against what it replaces
 	deploy/dev/bench.sh
 
 .PHONY: clean

@@ -21,6 +21,8 @@ trap 'exit 143' HUP TERM
 environment=$("$as_root" bin/dray-dev up --dir "$state" --bin "$PWD/bin" --with postgres,buildkit --volatile)
 eval "$environment"
 export DRAY_TEST_COSIGN2=$PWD/bin/cosign2 DRAY_TEST_COSIGN3=$PWD/bin/cosign3 DRAY_TEST_BIN=$PWD/bin
+# Debian packages for the base images, fetched once for all stacks.
+export DRAY_TEST_CACHE=$state/cache
 
 race=() plain=()
 while read -r package trivy; do

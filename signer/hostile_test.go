@@ -426,6 +426,44 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// cosign 2.6 writes the fallback tag with the type of the manifest's config
+// where the artifact type belongs.
+func TestFallbackTagOfOldClients(t *testing.T) {
+	reg := signertest.Distribution(t)
+	img := reg.Image(t, "team/app")
+	s := newSigner(t, 0, func(c *signer.Config) { c.Layouts = []string{verify.LayoutBundle} })
+	if _, err := s.Sign(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	tag := signertest.Repo(t, img.Repository).Tag("sha256-" + img.Digest.Hex())
+	index, err := remote.Index(tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := index.IndexManifest()
+	if err != nil || len(list.Manifests) != 1 {
+		t.Fatalf("%+v, %v; want one referrer", list, err)
+	}
+	for _, artifactType := range []string{"", "application/vnd.oci.empty.v1+json"} {
+		list.Manifests[0].ArtifactType = artifactType
+		raw, err := json.Marshal(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := remote.Put(tag, rawIndex(raw)); err != nil {
+			t.Fatal(err)
+		}
+		if v, err := s.Verify(t.Context(), img); err != nil || len(v.Signatures) != 1 {
+			t.Errorf("artifact type %q: %+v, %v; want the signature", artifactType, v, err)
+		}
+	}
+}
+
+type rawIndex []byte
+
+func (m rawIndex) RawManifest() ([]byte, error)      { return m, nil }
+func (rawIndex) MediaType() (types.MediaType, error) { return types.OCIImageIndex, nil }
+
 func TestBounds(t *testing.T) {
 	reg := signertest.Distribution(t)
 	img := reg.Image(t, "team/app")

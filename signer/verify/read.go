@@ -27,6 +27,8 @@ const parallel = 4
 // is a hint: nobody signs it.
 const PredicateTypeAnnotation = "dev.sigstore.bundle.predicateType"
 
+const emptyConfigType = "application/vnd.oci.empty.v1+json"
+
 // finding is what was found of an image's signatures.
 type finding struct {
 	mu       sync.Mutex
@@ -85,12 +87,11 @@ func (r *reader) bundles(ctx context.Context) error {
 	}
 	var candidates []v1.Descriptor
 	for _, d := range list {
-		// Lists made by hand may lack the artifact type; others say what they hold.
-		if d.ArtifactType == "" || strings.HasPrefix(d.ArtifactType, bundleTypePrefix) {
+		if saysLittle(d.ArtifactType) || strings.HasPrefix(d.ArtifactType, bundleTypePrefix) {
 			candidates = append(candidates, d)
 		}
 	}
-	r.finding.place("%s (%d bundles)", from, len(candidates))
+	r.finding.place("%s (%d that may be bundles)", from, len(candidates))
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -109,6 +110,12 @@ func (r *reader) bundles(ctx context.Context) error {
 	}
 	group.Wait()
 	return firstCause(failed)
+}
+
+// saysLittle: fallback tags that were written by hand lack the artifact type, and
+// those that cosign 2.6 writes have the type of the manifest's config in its place.
+func saysLittle(artifactType string) bool {
+	return artifactType == "" || artifactType == emptyConfigType
 }
 
 // firstCause prefers the error that made the others give up.
@@ -157,7 +164,7 @@ func (r *reader) bundle(ctx context.Context, d v1.Descriptor) error {
 		return nil
 	}
 	if len(m.Layers) != 1 || !strings.HasPrefix(string(m.Layers[0].MediaType), bundleTypePrefix) {
-		if d.ArtifactType == "" && m.ArtifactType == "" {
+		if saysLittle(d.ArtifactType) && !strings.HasPrefix(m.ArtifactType, bundleTypePrefix) {
 			return nil // some other artefact, listed without saying what it is
 		}
 		return reject("the manifest has not exactly one layer that is a bundle")

@@ -115,7 +115,7 @@ func (v *Verifier) KeyIDs() []string {
 // instead; it wraps pipeline.ErrNotFound too when the image is not there at all. Any other error means that the registry could not be read, or holds
 // more than the limits allow.
 func (v *Verifier) Verify(ctx context.Context, img pipeline.Image) (pipeline.Verified, error) {
-	f, err := v.read(ctx, img, Everything)
+	f, err := v.read(ctx, img, Everything())
 	if err != nil {
 		return pipeline.Verified{}, err
 	}
@@ -151,7 +151,7 @@ type Selection struct {
 }
 
 // Everything selects all signatures and attestations.
-var Everything = Selection{Signatures: true, Attestations: "*"}
+func Everything() Selection { return Selection{Signatures: true, Attestations: "*"} }
 
 // wants reports whether a bundle annotated with that predicate type may hold
 // what was asked for. cosign v2 annotates attestations as signatures.

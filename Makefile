@@ -16,7 +16,9 @@ endif
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
-GOBUILD := go build -trimpath -buildvcs=false
+# No -trimpath and no CGO_ENABLED here: with either, nothing that was compiled
+# would serve go vet and go test as well. deploy/Dockerfile, for releases, has both.
+GOBUILD := go build -buildvcs=false
 AS_ROOT := deploy/dev/as-root.sh
 STATE   := $(CURDIR)/.demo
 
@@ -66,7 +68,7 @@ define tool
 bin/$1: deploy/dev/go.mod deploy/dev/go.sum | bin
 	@version=$$$$(cd deploy/dev && go list -m -f '{{.Version}}' $3); \
 	echo "building $1 $$$$version from source$(if $5, (the first time takes about $5))..."; \
-	cd deploy/dev && CGO_ENABLED=0 $(GOBUILD) -ldflags "-s -w$(if $4, -X $4=$$$$version)" -o ../../$$@ $2
+	cd deploy/dev && $(GOBUILD) -ldflags "-s -w$(if $4, -X $4=$$$$version)" -o ../../$$@ $2
 	@touch $$@
 endef
 $(eval $(call tool,buildkitd,github.com/moby/buildkit/cmd/buildkitd,github.com/moby/buildkit,github.com/moby/buildkit/version.Version,2 minutes))

@@ -51,15 +51,15 @@ func (k *key) GoString() string { return k.String() }
 
 // loadKey reads and decrypts the key that the configuration names.
 func loadKey(c Config) (*key, error) {
-	text, setting := c.Key, "Key"
+	text, setting := c.Key, "setting Key"
 	switch {
 	case c.KeyFile != "" && len(c.Key) > 0:
 		return nil, errors.New("set KeyFile or Key, not both")
 	case c.KeyFile != "":
-		setting = "KeyFile " + c.KeyFile
+		setting = "setting KeyFile " + c.KeyFile
 		var err error
 		if text, err = readKeyFile(c.KeyFile); err != nil {
-			return nil, fmt.Errorf("KeyFile: %w", err)
+			return nil, fmt.Errorf("setting KeyFile: %w", err)
 		}
 	case len(c.Key) == 0:
 		return nil, errors.New("KeyFile is required: the encrypted private key")
@@ -71,7 +71,7 @@ func loadKey(c Config) (*key, error) {
 	if c.Password != nil {
 		var err error
 		if password, err = c.Password(); err != nil {
-			return nil, fmt.Errorf("Password: read the password of the signing key: %w", err)
+			return nil, fmt.Errorf("setting Password: read the password of the signing key: %w", err)
 		}
 	}
 	k, err := decrypt(text, password)

@@ -413,7 +413,7 @@ func TestNothingShowsTheKey(t *testing.T) {
 	var out strings.Builder
 	log := slog.New(slog.NewJSONHandler(&out, nil))
 	log.Info("x", "signer", s, "config", c)
-	marshalled, _ := json.Marshal(s)
+	marshalled, _ := json.Marshal(map[string]any{"s": s})
 	fmt.Fprintf(&out, "%v %+v %#v %s %q\n%v %+v %#v\n%s\n", s, s, s, s, s, c, c, c, marshalled)
 	wrapped := struct{ S *signer.Signer }{s}
 	fmt.Fprintf(&out, "%+v %#v", wrapped, wrapped)

@@ -126,14 +126,14 @@ func newKeyring(keys []crypto.PublicKey) (keyring, error) {
 	for i, k := range keys {
 		t, err := newTrustedKey(k)
 		if err != nil {
-			return nil, fmt.Errorf("TrustedKeys[%d]: %w: %w", i, err, pipeline.ErrInvalid)
+			return nil, fmt.Errorf("setting TrustedKeys[%d]: %w: %w", i, err, pipeline.ErrInvalid)
 		}
 		if !ring.has(t.id) {
 			ring = append(ring, t)
 		}
 	}
 	if len(ring) == 0 {
-		return nil, fmt.Errorf("TrustedKeys: at least one public key is required: %w", pipeline.ErrInvalid)
+		return nil, fmt.Errorf("setting TrustedKeys: at least one public key is required: %w", pipeline.ErrInvalid)
 	}
 	return ring, nil
 }

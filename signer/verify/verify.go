@@ -52,7 +52,7 @@ type Limits struct {
 
 func (l Limits) withDefaults() (Limits, error) {
 	if l.Referrers < 0 || l.Bundle < 0 || l.Total < 0 {
-		return l, fmt.Errorf("Limits: negative numbers bound nothing: %w", pipeline.ErrInvalid)
+		return l, fmt.Errorf("setting Limits: negative numbers bound nothing: %w", pipeline.ErrInvalid)
 	}
 	if l.Referrers == 0 {
 		l.Referrers = 1000

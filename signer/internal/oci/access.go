@@ -43,12 +43,12 @@ func New(c Config) (*Access, error) {
 	for _, h := range c.Hosts {
 		reg, err := name.NewRegistry(h.Host)
 		if err != nil || h.Host == "" {
-			return nil, fmt.Errorf("Hosts: %q: want a host or host:port, without a scheme or path: %w", h.Host, pipeline.ErrInvalid)
+			return nil, fmt.Errorf("setting Hosts: %q: want a host or host:port, without a scheme or path: %w", h.Host, pipeline.ErrInvalid)
 		}
 		// The library's name for the host: Docker Hub has two.
 		key := reg.RegistryStr()
 		if _, twice := a.hosts[key]; twice {
-			return nil, fmt.Errorf("Hosts: %q is listed twice: %w", h.Host, pipeline.ErrInvalid)
+			return nil, fmt.Errorf("setting Hosts: %q is listed twice: %w", h.Host, pipeline.ErrInvalid)
 		}
 		a.hosts[key] = h
 	}

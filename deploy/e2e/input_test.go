@@ -58,7 +58,7 @@ func TestUnreachableRegistry(t *testing.T) {
 	need(t)
 	w := repository(t, "shared", map[string]string{"Dockerfile": "FROM {{base/busybox}}\nUSER 65532\n"})
 	d := released(t, w, "v1.0.0")
-	if err := at.Stack.StopDaemon(t.Context(), "prod"); err != nil {
+	if err := at.Stack.StopDaemon(t.Context(), "registry-prod"); err != nil {
 		t.Fatal(err)
 	}
 	p, err := at.Client.Promote(t.Context(), pipeline.PromotionRequest{Image: string(d.Image.Digest), Environment: "prod"})

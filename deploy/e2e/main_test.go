@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +31,7 @@ var at *site.Site
 var why string
 
 // projects that tests push to; each test has its own.
-var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared"}
+var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared", "together", "delivered"}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -96,6 +97,8 @@ func need(t *testing.T) *site.Site {
 func repository(t *testing.T, project string, files map[string]string) *stack.Worktree {
 	t.Helper()
 	src := t.TempDir()
+	files = maps.Clone(files)
+	files["README.md"] = "# " + project + "\n"
 	for name, text := range files {
 		if name == "Dockerfile" {
 			name = "Dockerfile.in"

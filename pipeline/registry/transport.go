@@ -207,7 +207,10 @@ func (t *transport) retryAfter(res *http.Response) time.Duration {
 	return 0
 }
 
-// try sends the request once. The slot is given back when the answer was read.
+// try sends the request once. Of a GET, whose answer is what takes time, the
+// slot is given back when that was read; of everything else when the answer is
+// there. A library may send another request while it holds the answer to a PUT
+// open; with all slots held like that, everybody would wait for everybody.
 func (t *transport) try(req *http.Request, release func()) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	out := req.WithContext(ctx)
@@ -233,6 +236,9 @@ func (t *transport) try(req *http.Request, release func()) (*http.Response, erro
 		release()
 		cancel(errDone)
 		return nil, err
+	}
+	if req.Method != http.MethodGet {
+		release()
 	}
 	body := &receiving{ReadCloser: res.Body, watch: watch, ctx: ctx, host: req.URL.Host, stall: t.timing.Stall}
 	body.finish = sync.OnceFunc(func() {

@@ -36,13 +36,27 @@ func buildctl(ctx context.Context, s *Stack, args ...string) (string, error) {
 }
 
 func TestBuildkitKilledInTheMiddle(t *testing.T) {
-	bin, dir := testBin(t), testDir(t)
+	bin := testBin(t)
+	t.Run("overlayfs", func(t *testing.T) { killInTheMiddle(t, bin, testDir(t), "overlayfs") })
+	// A colon is what overlayfs's options cannot have in a path.
+	t.Run("native", func(t *testing.T) { killInTheMiddle(t, bin, filepath.Join(testDir(t), "a:b"), "native") })
+}
+
+func killInTheMiddle(t *testing.T, bin, dir, snapshots string) {
+	t.Cleanup(func() {
+		if err := Stop(context.Background(), dir); err != nil {
+			t.Error(err)
+		}
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	c := Config{Dir: dir, Bin: bin, Cache: testCache(t), Buildkit: true, Registries: true}
 	s, err := Start(ctx, c)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if found := snapshotter(ctx, filepath.Join(dir, "buildkit")); found != snapshots {
+		t.Skipf("this machine's snapshotter here is %s, not %s", found, snapshots)
 	}
 	refs, err := s.Bases(ctx, s.Dev.Host, BaseBusybox)
 	if err != nil {

@@ -36,6 +36,7 @@ func platformReport(r types.Report) pipeline.PlatformReport {
 		}
 		for _, v := range result.Vulnerabilities {
 			// Trivy's names are these four; what it does not know stays unknown.
+			//lint:ignore SA1019 it is the severity that Trivy chose among the sources; VendorSeverity would have us choose again
 			severity, err := pipeline.ParseSeverity(v.Severity)
 			if err != nil {
 				severity = pipeline.SeverityUnknown

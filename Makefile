@@ -96,7 +96,7 @@ docs: bin/drayd ## Write the reference pages that are generated
 ##@ Check
 
 .PHONY: test
-test: bootstrap-test bin/dray-dev bin/buildctl bin/buildkitd bin/cosign2 bin/cosign3 ## Run every test against servers of its own (ARGS='-run X', PKG=./builder)
+test: bootstrap-test build-demo bin/cosign2 bin/cosign3 ## Run every test against servers of its own (ARGS='-run X', PKG=./builder)
 	deploy/dev/test.sh '$(or $(PKG),./...)' $(ARGS)
 
 .PHONY: lint

@@ -17,7 +17,7 @@ endif
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 # No -trimpath and no CGO_ENABLED here: with either, nothing that was compiled
-# would serve go vet and go test as well. deploy/Dockerfile, for releases, has both.
+# would serve go vet and go test as well.
 GOBUILD := go build -buildvcs=false
 AS_ROOT := deploy/dev/as-root.sh
 STATE   := $(CURDIR)/.demo
@@ -50,10 +50,11 @@ build-demo: bin/dray-dev bin/buildctl bin/buildkitd bin/dray bin/drayd bin/dray-
 
 # Go knows best what is up to date: these are always asked for.
 .PHONY: FORCE
-bin/dray bin/drayd bin/dray-dev bin/dray-demo: FORCE | bin
+bin/dray bin/drayd bin/dray-dev bin/dray-demo bin/dray-bench: FORCE | bin
 bin/dray: ; $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/dray
 bin/dray-dev: ; $(GOBUILD) -o $@ ./deploy/stack/cmd/dray-dev
 bin/dray-demo: ; $(GOBUILD) -o $@ ./deploy/demo
+bin/dray-bench: ; $(GOBUILD) -o $@ ./deploy/bench
 bin/drayd:
 	@test -e $@ || echo "building drayd, with the scanner in it; the first time takes about 10 minutes on two cores..."
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/drayd
@@ -108,8 +109,8 @@ fmt: ## Format the Go code
 	git ls-files -z -co --exclude-standard '*.go' | xargs -0 gofmt -s -w
 
 .PHONY: bench
-bench: bootstrap-test build bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy ## Measure Dray against what it replaces
-	deploy/dev/bench.sh
+bench: bootstrap-test build bin/dray-bench bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy ## Measure Dray against what it replaces
+	$(AS_ROOT) bin/dray-bench --dir $(CURDIR)/.bench/state --bin $(CURDIR)/bin
 
 .PHONY: clean
 clean: ## Remove what was built; the demo's state stays

@@ -49,13 +49,11 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 			return err
 		}
 	}
-	stopServing := func(context.Context) {}
 	failed := make(chan error, 1)
-	if s.Serves() {
-		if stopServing, err = p.listen(failed); err != nil {
-			stopWork(s.Worker.Drain)
-			return err
-		}
+	stopServing, err := p.listen(failed)
+	if err != nil {
+		stopWork(s.Worker.Drain)
+		return err
 	}
 	log.Info("drayd is up", "version", version, "role", s.Role, "listen", s.Listen, "projects", len(projects))
 
@@ -122,6 +120,9 @@ func (p *parts) listen(failed chan<- error) (stop func(context.Context), err err
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	server := handler.Server(p.settings.Listen)
+	if !p.settings.Serves() {
+		server.Handler = onlyHealth(server.Handler)
+	}
 	server.ErrorLog = slog.NewLogLogger(p.log.Handler(), slog.LevelWarn)
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -135,6 +136,15 @@ func (p *parts) listen(failed chan<- error) (stop func(context.Context), err err
 			_ = server.Close()
 		}
 	}, nil
+}
+
+// onlyHealth is what a process answers that works and does not serve: whoever
+// watches it must be able to ask how it is.
+func onlyHealth(h http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /livez", h)
+	mux.Handle("GET /readyz", h)
+	return mux
 }
 
 func (p *parts) api() (*api.API, error) {

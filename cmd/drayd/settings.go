@@ -23,7 +23,7 @@ import (
 type Settings struct {
 	Listen    string `koanf:"listen" default:"127.0.0.1:8080" help:"Address that the API and the webhooks are served on."`
 	PublicURL string `koanf:"public_url" help:"URL under which people reach drayd; it stands in links. Default: http:// and the listen address."`
-	Role      string `koanf:"role" default:"all" help:"What this process does: all, api (serves only), or worker (takes runs and promotions only)."`
+	Role      string `koanf:"role" default:"all" help:"What this process does: all, api (serves only), or worker (takes runs and promotions, and answers /livez and /readyz only)."`
 
 	Log struct {
 		Level  string `koanf:"level" default:"info" help:"Least level that is logged: debug, info, warn or error."`

@@ -31,7 +31,7 @@ var at *site.Site
 var why string
 
 // projects that tests push to; each test has its own.
-var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared", "together", "delivered"}
+var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared", "together", "delivered", "documented", "again"}
 
 func TestMain(m *testing.M) {
 	flag.Parse()

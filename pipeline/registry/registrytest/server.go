@@ -69,17 +69,24 @@ func distribution(t testing.TB, storage configuration.Storage) string {
 // its host ("127.0.0.1:port", plain http). It has the referrers API.
 func Olareg(t testing.TB) string {
 	t.Helper()
-	return startOlareg(t, config.ConfigStorage{StoreType: config.StoreMem})
+	return Serve(t, newOlareg(t, config.ConfigStorage{StoreType: config.StoreMem}))
 }
 
 // OlaregOnDisk is Olareg with its content in a temporary directory, for tests
-// that measure memory.
+// that measure memory. It answers one request at a time: when the first upload
+// makes a repository, its store on disk races with reads.
 func OlaregOnDisk(t testing.TB) string {
 	t.Helper()
-	return startOlareg(t, config.ConfigStorage{StoreType: config.StoreDir, RootDir: t.TempDir()})
+	server := newOlareg(t, config.ConfigStorage{StoreType: config.StoreDir, RootDir: t.TempDir()})
+	var mu sync.Mutex
+	return Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		server.ServeHTTP(w, r)
+	}))
 }
 
-func startOlareg(t testing.TB, storage config.ConfigStorage) string {
+func newOlareg(t testing.TB, storage config.ConfigStorage) http.Handler {
 	t.Helper()
 	storage.GC.Frequency = -1
 	yes := true
@@ -93,7 +100,7 @@ func startOlareg(t testing.TB, storage config.ConfigStorage) string {
 			t.Logf("olareg: close: %v", err)
 		}
 	})
-	return Serve(t, server)
+	return server
 }
 
 // Serve serves a handler on a free port of the loopback interface until the

@@ -1,6 +1,9 @@
 package pipeline
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // JobID names a run or a promotion; stages and events hang off either.
 type JobID string
@@ -62,6 +65,22 @@ type Run struct {
 	CreatedAt  time.Time  `json:"createdAt"`
 	StartedAt  *time.Time `json:"startedAt,omitempty"`
 	FinishedAt *time.Time `json:"finishedAt,omitempty"`
+	// RetryOf is the run that this one repeats; empty for one that an event started.
+	RetryOf RunID `json:"retryOf,omitempty"`
+	// RequestedBy asked for the retry; empty for a run that an event started.
+	RequestedBy string `json:"requestedBy,omitempty"`
+}
+
+// Retryable returns nil if the run may be run again, because it failed or was
+// refused, and otherwise an ErrConflict that says what stands against it.
+func (r Run) Retryable() error {
+	switch {
+	case !r.State.Final():
+		return fmt.Errorf("run %s is still %s, and only one that failed or was refused can be retried: %w", r.ID, r.State, ErrConflict)
+	case r.State == StateSucceeded:
+		return fmt.Errorf("run %s succeeded, so there is nothing to retry: %w", r.ID, ErrConflict)
+	}
+	return nil
 }
 
 // Source is the outcome of resolve: exactly what is to be built, and how.

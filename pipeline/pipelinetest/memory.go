@@ -27,7 +27,7 @@ type Memory struct {
 	promotions map[pipeline.PromotionID]*pipeline.Promotion
 	byKey      map[[2]string]pipeline.PromotionID
 	deliveries map[[2]string]pipeline.RunID
-	events     map[string]pipeline.RunID
+	events     map[string]pipeline.RunID // the newest run of each event
 	stages     map[pipeline.JobID]map[pipeline.Stage]*memoryStage
 	log        map[pipeline.JobID][]pipeline.JobEvent
 	images     []pipeline.ImageRecord
@@ -89,8 +89,11 @@ func (m *Memory) Accept(_ context.Context, d pipeline.Delivery) (a pipeline.Acce
 			return fmt.Errorf("project %s: %w", d.Project, pipeline.ErrNotFound)
 		}
 		id := [2]string{d.Forge, d.ID}
-		e := strings.Join([]string{d.Project, string(d.Event.Kind), d.Event.Ref, d.Event.After}, "\x00")
+		e := eventKey(d.Project, d.Event)
 		if run, ok := m.deliveries[id]; ok {
+			if first, ok := m.runs[run]; ok {
+				run = m.events[eventKey(first.Project, first.Event)]
+			}
 			a = pipeline.Accepted{Run: run, Duplicate: true, Note: "this delivery was accepted before"}
 			return nil
 		}
@@ -111,6 +114,45 @@ func (m *Memory) Accept(_ context.Context, d pipeline.Delivery) (a pipeline.Acce
 		return nil
 	})
 	return a, err
+}
+
+// eventKey is what makes two events the same one.
+func eventKey(project string, e pipeline.Event) string {
+	return strings.Join([]string{project, string(e.Kind), e.Ref, e.After}, "\x00")
+}
+
+// Retry starts a run over again.
+func (m *Memory) Retry(_ context.Context, id pipeline.RunID, requestedBy string) (r pipeline.Run, created bool, err error) {
+	err = m.write("Retry", func() error {
+		asked, ok := m.runs[id]
+		switch {
+		case requestedBy == "":
+			return fmt.Errorf("retry run %s: who asks is required: %w", id, pipeline.ErrInvalid)
+		case !ok:
+			return fmt.Errorf("run %s: %w", id, pipeline.ErrNotFound)
+		}
+		if err := asked.Retryable(); err != nil {
+			return err
+		}
+		key := eventKey(asked.Project, asked.Event)
+		// Only the newest can be open or have succeeded: the others were retried.
+		if newest := m.runs[m.events[key]]; !newest.State.Final() {
+			r = *newest
+			return nil
+		} else if err := newest.Retryable(); err != nil {
+			return err
+		}
+		if _, ok := m.projects[asked.Project]; !ok {
+			return fmt.Errorf("project %s is gone from the settings: %w", asked.Project, pipeline.ErrConflict)
+		}
+		now := time.Now().UTC()
+		r = pipeline.Run{ID: pipeline.NewRunID(now), Project: asked.Project, Event: asked.Event, State: pipeline.StateQueued, CreatedAt: now,
+			RetryOf: id, RequestedBy: requestedBy}
+		stored := r
+		m.runs[r.ID], m.events[key], created = &stored, r.ID, true
+		return nil
+	})
+	return r, created, err
 }
 
 // Promote is the intake of a promotion.

@@ -21,6 +21,7 @@ type Store interface {
 	// SyncProjects makes these the projects that exist.
 	SyncProjects(context.Context, []pipeline.Project) error
 	Accept(context.Context, pipeline.Delivery) (pipeline.Accepted, error)
+	Retry(ctx context.Context, id pipeline.RunID, requestedBy string) (r pipeline.Run, created bool, err error)
 	Promote(context.Context, pipeline.PromotionRequest) (p pipeline.Promotion, created bool, err error)
 	Events(ctx context.Context, job pipeline.JobID, after int64, limit int) (events []pipeline.JobEvent, end bool, err error)
 }
@@ -44,6 +45,9 @@ func TestStore(t *testing.T, open func(t *testing.T) Fixture) {
 		{"accept starts one run", testAccept},
 		{"accept in parallel starts one run", testAcceptParallel},
 		{"accept without anything to build", testAcceptNothing},
+		{"a retry is a new run of the same event", testRetry},
+		{"a retry in parallel starts one run", testRetryParallel},
+		{"a retry finds what was built", testRetryFindsBuilt},
 		{"stages are claimed in turn", testStages},
 		{"a stage that finished is not run again", testStageDone},
 		{"a superseded claim writes nothing", testStale},

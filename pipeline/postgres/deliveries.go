@@ -19,7 +19,8 @@ const maxKey = 255
 // Accept writes the delivery, its run and the run's job in one transaction. The
 // same delivery id gives what it gave the first time; the same event (project,
 // kind, ref and what the ref names afterwards) under another id gives the run
-// that the first one started.
+// that the first one started. If that run was retried, both give the newest
+// retry: it is the one that tells what became of the event.
 func (s *Store) Accept(ctx context.Context, d pipeline.Delivery) (a pipeline.Accepted, err error) {
 	defer func() { err = wrap(err, "accept %s delivery %.40q for %s", d.Forge, d.ID, d.Project) }()
 	if d.ID == "" || len(d.ID) > maxKey {
@@ -49,9 +50,12 @@ func (s *Store) Accept(ctx context.Context, d pipeline.Delivery) (a pipeline.Acc
 		if err != nil || known == "" {
 			return err
 		}
-		a = pipeline.Accepted{Run: known, Duplicate: true, Note: "the same event arrived before and started run " + string(known)}
+		a = pipeline.Accepted{Duplicate: true, Note: "the same event arrived before and started run " + string(known)}
 		_, err = tx.Exec(ctx, `UPDATE deliveries SET run = $3, note = $4 WHERE forge = $1 AND delivery_id = $2`, d.Forge, d.ID, known, a.Note)
-		return err
+		if err != nil {
+			return err
+		}
+		return answerWith(ctx, tx, &a, known)
 	})
 	if err != nil {
 		return pipeline.Accepted{}, err
@@ -95,8 +99,20 @@ func firstDelivery(ctx context.Context, tx pgx.Tx, d pipeline.Delivery) (a pipel
 		// The other project is nobody's business here.
 		return pipeline.Accepted{}, fmt.Errorf("the delivery id was used for another project: %w", pipeline.ErrConflict)
 	}
-	a.Run, a.Duplicate = pipeline.RunID(run), true
-	return a, nil
+	a.Duplicate = true
+	if run == "" {
+		return a, nil
+	}
+	err = answerWith(ctx, tx, &a, pipeline.RunID(run))
+	return a, err
+}
+
+// answerWith answers for an event that started the run first before.
+func answerWith(ctx context.Context, tx pgx.Tx, a *pipeline.Accepted, first pipeline.RunID) (err error) {
+	if a.Run, err = newestRun(ctx, tx, first); err == nil && a.Run != first {
+		a.Note += ", which was retried as run " + string(a.Run)
+	}
+	return err
 }
 
 // insertRun writes the run and its job, or returns the run that the event

@@ -15,14 +15,14 @@ import (
 
 const selectRuns = `
 	SELECT j.id, j.project, r.event, j.state, j.reason, coalesce(r.commit_sha, ''), r.image_repository, r.image_digest,
-	       j.created_at, j.started_at, j.finished_at
+	       j.created_at, j.started_at, j.finished_at, coalesce(r.retry_of, ''), coalesce(r.requested_by, '')
 	FROM runs r JOIN jobs j ON j.id = r.id `
 
 func scanRun(row pgx.CollectableRow) (r pipeline.Run, err error) {
 	var event json.RawMessage
 	var repository, digest *string
 	err = row.Scan((*string)(&r.ID), &r.Project, &event, (*string)(&r.State), &r.Reason, &r.Commit, &repository, &digest,
-		&r.CreatedAt, &r.StartedAt, &r.FinishedAt)
+		&r.CreatedAt, &r.StartedAt, &r.FinishedAt, (*string)(&r.RetryOf), &r.RequestedBy)
 	if err != nil {
 		return r, err
 	}

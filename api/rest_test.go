@@ -75,6 +75,69 @@ func TestPaging(t *testing.T) {
 	}
 }
 
+func TestRetry(t *testing.T) {
+	s := newServer(t)
+	path := "/api/v1/runs/" + string(apitest.RunRefused) + "/retry"
+	var r, again pipeline.Run
+	a := s.send("POST", path, "", auth)
+	s.ok(a, 202, &r)
+	if r.ID == apitest.RunRefused || r.RetryOf != apitest.RunRefused || r.RequestedBy != "grace" || r.State != pipeline.StateQueued || r.Project != "leaky" ||
+		a.Header.Get("Location") != "/api/v1/runs/"+string(r.ID) || a.Header.Get("Idempotent-Replayed") == "true" {
+		t.Errorf("%s, Location %s", a.body, a.Header.Get("Location"))
+	}
+	var detail pipeline.RunDetail
+	s.ok(s.get(a.Header.Get("Location")), 200, &detail)
+	if detail.RetryOf != apitest.RunRefused || detail.RequestedBy != "grace" {
+		t.Errorf("%+v", detail)
+	}
+
+	// While it is open, it is the answer, whoever asks.
+	s.store.Tokens["dray_ada"] = pipeline.Token{Name: "ada"}
+	a = s.send("POST", path, "", "Authorization: Bearer dray_ada")
+	s.ok(a, 202, &again)
+	if again.ID != r.ID || again.RequestedBy != "grace" || a.Header.Get("Idempotent-Replayed") != "true" {
+		t.Errorf("again: %s", a.body)
+	}
+	var before pipeline.RunDetail
+	s.ok(s.get("/api/v1/runs/"+string(apitest.RunRefused)), 200, &before)
+	if before.State != pipeline.StateRefused || before.RetryOf != "" {
+		t.Errorf("the first run became %+v", before)
+	}
+
+	for id, says := range map[string]string{
+		string(apitest.RunGood): "succeeded", string(apitest.RunOpen): "still running", string(r.ID): "still queued",
+	} {
+		if p := s.want(s.send("POST", "/api/v1/runs/"+id+"/retry", "", auth), 409, "conflict"); !strings.Contains(p.Detail, says) || !strings.Contains(p.Detail, id) {
+			t.Errorf("%s does not say %q", p.Detail, says)
+		}
+	}
+	s.want(s.send("POST", "/api/v1/runs/run_other/retry", "", auth), 404, "not-found")
+	s.want(s.send("POST", path, ""), 401, "unauthenticated")
+	s.want(s.send("POST", path+"?force=true", "", auth), 422, "invalid")
+	s.want(s.send("GET", path, "", auth), 405, "method-not-allowed")
+
+	// One that failed can be retried by its own name or the first one's.
+	s.store.End(r.ID.Job(), pipeline.StateFailed, "registry is away")
+	s.ok(s.send("POST", "/api/v1/runs/"+string(r.ID)+"/retry", "", auth), 202, &again)
+	if again.ID == r.ID || again.RetryOf != r.ID {
+		t.Errorf("%+v", again)
+	}
+	s.store.End(again.ID.Job(), pipeline.StateSucceeded, "")
+	if p := s.want(s.send("POST", path, "", auth), 409, "conflict"); !strings.Contains(p.Detail, string(again.ID)) {
+		t.Errorf("%s does not name the run that succeeded", p.Detail)
+	}
+
+	// The row is committed and the answer is lost: asking again finds it.
+	s.store.End(apitest.RunOpen.Job(), pipeline.StateFailed, "x")
+	s.store.Fail("Retry", apitest.ErrInjected, 1, true)
+	s.want(s.send("POST", "/api/v1/runs/"+string(apitest.RunOpen)+"/retry", "", auth), 500, "internal")
+	a = s.send("POST", "/api/v1/runs/"+string(apitest.RunOpen)+"/retry", "", auth)
+	s.ok(a, 202, nil)
+	if a.Header.Get("Idempotent-Replayed") != "true" {
+		t.Error("asking again made a second run")
+	}
+}
+
 func TestPromote(t *testing.T) {
 	s := newServer(t)
 	body := fmt.Sprintf(`{"image":%q,"environment":"prod"}`, apitest.Good.Digest)
@@ -344,7 +407,7 @@ func TestOpenAPI(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"GET /api/v1/runs", "GET /api/v1/runs/{id}", "GET /api/v1/runs/{id}/events", "POST /api/v1/promotions",
+	for _, want := range []string{"GET /api/v1/runs", "GET /api/v1/runs/{id}", "GET /api/v1/runs/{id}/events", "POST /api/v1/runs/{id}/retry", "POST /api/v1/promotions",
 		"GET /api/v1/promotions", "GET /api/v1/promotions/{id}", "GET /api/v1/promotions/{id}/events", "GET /api/v1/images/{digest}",
 		"GET /api/v1/images/{digest}/sbom", "GET /api/v1/images/{digest}/provenance", "GET /api/v1/packages", "GET /api/v1/public-key",
 		"GET /api/v1/trusted-root.json", "POST /webhooks/github", "POST /webhooks/github/{project}", "GET /livez", "GET /readyz"} {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -20,6 +21,12 @@ type runInput struct {
 }
 
 type runOutput struct{ Body pipeline.RunDetail }
+
+type retryOutput struct {
+	Location string `header:"Location" doc:"The run that tries again."`
+	Replayed bool   `header:"Idempotent-Replayed" doc:"true when the event was being run again already, and this is that run as it stands."`
+	Body     pipeline.Run
+}
 
 func (a *API) registerRuns() {
 	handle(a, huma.Operation{
@@ -49,6 +56,18 @@ func (a *API) registerRuns() {
 		run, err := a.runDetail(ctx, pipeline.RunID(in.ID))
 		return &runOutput{run}, err
 	})
+	handle(a, huma.Operation{
+		OperationID: "retry-run",
+		Method:      http.MethodPost,
+		Path:        "/api/v1/runs/{id}/retry",
+		Summary:     "Run a run that failed or was refused again",
+		Description: "Starts a new run of the same event; the old one stays as it was. While one is open, asking again gives that one. " +
+			"A run that is open itself, or whose event has been run successfully, is a conflict.",
+		Tags:          []string{"runs"},
+		Security:      tokenRequired,
+		DefaultStatus: http.StatusAccepted,
+		Responses:     a.problems(401, 404, 409, 422),
+	}, a.retry)
 	handle(a, streamOperation(a, "runs", "follow-run", "/api/v1/runs/{id}/events", "Follow a run"),
 		func(ctx context.Context, in *streamInput) (*streamOutput, error) {
 			id := pipeline.RunID(in.ID)
@@ -60,6 +79,19 @@ func (a *API) registerRuns() {
 				return streamEnd{run.State, run.Reason}, err
 			})
 		})
+}
+
+func (a *API) retry(ctx context.Context, in *runInput) (*retryOutput, error) {
+	run, created, err := a.Store.Retry(ctx, pipeline.RunID(in.ID), infoOf(ctx).token.Name)
+	if err != nil {
+		return nil, err
+	}
+	note(ctx, slog.String("run", string(run.ID)))
+	return &retryOutput{
+		Location: "/api/v1/runs/" + string(run.ID),
+		Replayed: !created,
+		Body:     run,
+	}, nil
 }
 
 func (a *API) runDetail(ctx context.Context, id pipeline.RunID) (pipeline.RunDetail, error) {

@@ -12,8 +12,13 @@ import (
 type Store interface {
 	// Accept writes the delivery, the run and its job in one transaction. The
 	// same delivery id, or the same event under another id, gives the first
-	// one's run and writes no second.
+	// one's run, or the newest retry of that, and writes no second.
 	Accept(context.Context, pipeline.Delivery) (pipeline.Accepted, error)
+	// Retry writes a new run of the same event, and its job, in one transaction,
+	// if the run failed or was refused. While a run of that event is open, it
+	// gives that one (created is false). A run that is open itself, or an event
+	// of which a run succeeded, is pipeline.ErrConflict.
+	Retry(ctx context.Context, id pipeline.RunID, requestedBy string) (r pipeline.Run, created bool, err error)
 	// Promote writes the promotion and its job in one transaction. The same
 	// idempotency key by the same requester gives the first promotion again
 	// (created is false), or pipeline.ErrConflict if what it asks for differs.

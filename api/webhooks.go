@@ -248,7 +248,7 @@ func (a *API) documentWebhook(forge, path string, perProject bool) {
 		Summary:     "Receive a webhook of " + forge,
 		Description: "Signed with the project's webhook secret; the signature is over the raw bytes and is checked before anything is parsed. " +
 			"The repository in the body decides which project it is for, and its own secret must have signed. " +
-			"A redelivery, or the same event under another delivery id, is answered with the run of the first.",
+			"A redelivery, or the same event under another delivery id, is answered with the run of the first, or with the newest retry of that.",
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
 			"application/json": {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}},
 		}},

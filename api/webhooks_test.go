@@ -62,6 +62,23 @@ func TestWebhookAccepts(t *testing.T) {
 	}
 }
 
+func TestWebhookOfARetriedRun(t *testing.T) {
+	s := newServer(t)
+	body := push("acme/hello-go", "refs/heads/main")
+	var first, again pipeline.Accepted
+	s.ok(s.deliver("/webhooks/github", "secret-one", "one", body), 202, &first)
+	s.store.End(first.Run.Job(), pipeline.StateFailed, "x")
+	var retry pipeline.Run
+	s.ok(s.send("POST", "/api/v1/runs/"+string(first.Run)+"/retry", "", auth), 202, &retry)
+	for _, id := range []string{"one", "two"} {
+		a := s.deliver("/webhooks/github", "secret-one", id, body)
+		s.ok(a, 202, &again)
+		if again.Run != retry.ID || !again.Duplicate || a.Header.Get("Location") != "/api/v1/runs/"+string(retry.ID) {
+			t.Errorf("delivery %s: %s, Location %s", id, a.body, a.Header.Get("Location"))
+		}
+	}
+}
+
 func TestWebhookWithoutWork(t *testing.T) {
 	s := newServer(t)
 	for name, tc := range map[string]struct {

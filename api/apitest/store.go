@@ -27,6 +27,8 @@ type Store struct {
 	// Promoted is called with every new promotion, outside the store's lock. May
 	// be nil.
 	Promoted func(pipeline.Promotion)
+	// Retried is called with every new retry, outside the store's lock. May be nil.
+	Retried func(pipeline.Run)
 
 	mu         sync.Mutex
 	runs       []pipeline.RunDetail // oldest first
@@ -192,6 +194,61 @@ func (s *Store) Accept(ctx context.Context, d pipeline.Delivery) (a pipeline.Acc
 		return nil
 	})
 	return a, err
+}
+
+// Retry queues another run of the event of a run that failed or was refused.
+func (s *Store) Retry(ctx context.Context, id pipeline.RunID, requestedBy string) (r pipeline.Run, created bool, err error) {
+	err = s.do(ctx, "Retry", func() error {
+		of := map[pipeline.RunID]pipeline.RunID{}
+		for _, have := range s.runs {
+			of[have.ID] = have.RetryOf
+		}
+		first := func(id pipeline.RunID) pipeline.RunID {
+			for of[id] != "" {
+				id = of[id]
+			}
+			return id
+		}
+		var asked *pipeline.Run
+		for _, have := range s.runs {
+			if have.ID == id {
+				asked = &have.Run
+			}
+		}
+		if asked == nil {
+			return fmt.Errorf("run %s: %w", id, pipeline.ErrNotFound)
+		}
+		if err := asked.Retryable(); err != nil {
+			return err
+		}
+		for _, have := range s.runs {
+			if first(have.ID) != first(id) {
+				continue
+			}
+			if !have.State.Final() {
+				r = have.Run
+				return nil
+			}
+			if err := have.Retryable(); err != nil {
+				return err
+			}
+		}
+		r = pipeline.Run{ID: pipeline.NewRunID(Clock), Project: asked.Project, Event: asked.Event, State: pipeline.StateQueued,
+			CreatedAt: Clock, RetryOf: id, RequestedBy: requestedBy}
+		s.runs = append(s.runs, pipeline.RunDetail{Run: r})
+		for key, a := range s.deliveries {
+			if a.Run != "" && first(a.Run) == first(id) {
+				a.Run = r.ID
+				s.deliveries[key] = a
+			}
+		}
+		created = true
+		return nil
+	})
+	if created && s.Retried != nil {
+		s.Retried(r)
+	}
+	return r, created, err
 }
 
 // Promote queues a promotion.

@@ -132,6 +132,15 @@ func (c *Client) Run(ctx context.Context, id pipeline.RunID) (run pipeline.RunDe
 	return run, err
 }
 
+// Retry asks for a run that failed or was refused to be run again, and returns
+// the run that tries again: a new one, or the one that tries already. Asking is
+// idempotent while that one is open, and so the request is sent again when the
+// answer is lost.
+func (c *Client) Retry(ctx context.Context, id pipeline.RunID) (run pipeline.Run, err error) {
+	err = c.post(ctx, "/api/v1/runs/"+url.PathEscape(string(id))+"/retry", nil, nil, &run)
+	return run, err
+}
+
 // Promotion is a promotion as the server shows it.
 type Promotion struct {
 	pipeline.PromotionDetail
@@ -152,17 +161,8 @@ func (c *Client) Promote(ctx context.Context, r pipeline.PromotionRequest) (p pi
 		key = rand.Text()
 	}
 	header := http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {key}}
-	for attempt := 1; ; attempt++ {
-		err = c.call(ctx, http.MethodPost, "/api/v1/promotions", nil, header, body, func(resp *http.Response) error {
-			return decode(resp, &p)
-		})
-		if err == nil || attempt == 4 || !transient(err) {
-			return p, err
-		}
-		if err := c.wait(ctx, attempt); err != nil {
-			return p, err
-		}
-	}
+	err = c.post(ctx, "/api/v1/promotions", header, body, &p)
+	return p, err
 }
 
 // PromotionsQuery narrows a list of promotions; empty fields do not.
@@ -278,6 +278,19 @@ func nextCursor(h http.Header) string {
 
 func (c *Client) getJSON(ctx context.Context, path string, q url.Values, v any) error {
 	return c.call(ctx, http.MethodGet, path, q, nil, nil, func(resp *http.Response) error { return decode(resp, v) })
+}
+
+// post sends a request that may be repeated, until it is answered for good.
+func (c *Client) post(ctx context.Context, path string, header http.Header, body []byte, v any) error {
+	for attempt := 1; ; attempt++ {
+		err := c.call(ctx, http.MethodPost, path, nil, header, body, func(resp *http.Response) error { return decode(resp, v) })
+		if err == nil || attempt == 4 || !transient(err) {
+			return err
+		}
+		if err := c.wait(ctx, attempt); err != nil {
+			return err
+		}
+	}
 }
 
 func (c *Client) getRaw(ctx context.Context, path string, q url.Values) (body []byte, err error) {

@@ -280,6 +280,38 @@ func TestPromoteOnce(t *testing.T) {
 	}
 }
 
+// The server did it and the answer was lost: one retry, and the caller has it.
+func TestRetryOnce(t *testing.T) {
+	var calls atomic.Int32
+	store, c := serve(t, func(api http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost && calls.Add(1) == 1 {
+				api.ServeHTTP(httptest.NewRecorder(), r)
+				panic(http.ErrAbortHandler)
+			}
+			api.ServeHTTP(w, r)
+		})
+	})
+	r, err := c.Retry(context.Background(), apitest.RunRefused)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs, err := store.Runs(context.Background(), "leaky", "", pipeline.Page{Limit: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(runs) != 2 || runs[0].ID != r.ID || r.RetryOf != apitest.RunRefused || r.RequestedBy != "grace" || calls.Load() != 2 {
+		t.Errorf("%d runs, %d calls, got %+v", len(runs), calls.Load(), r)
+	}
+	// A conflict is not tried again.
+	if _, err := c.Retry(context.Background(), apitest.RunGood); !errors.Is(err, pipeline.ErrConflict) || calls.Load() != 3 {
+		t.Errorf("%v, %d calls", err, calls.Load())
+	}
+	if _, err := c.Retry(context.Background(), "run/../x"); !errors.Is(err, pipeline.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
 // cutter breaks a connection after it passed on so many bytes.
 type cutter struct {
 	http.ResponseWriter

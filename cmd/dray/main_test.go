@@ -87,11 +87,13 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // sampleServer serves the sample world; a promotion to prod succeeds, one to
-// staging is refused, and one to slow never ends.
+// staging is refused, and one to slow never ends. The first retry of a run is
+// refused again, a retry of that fails, and the next one never ends.
 func sampleServer(env *testscript.Env) (string, error) {
 	store := apitest.Sample()
 	store.Environments = append(store.Environments, "slow", "broken")
 	var wg sync.WaitGroup
+	store.Retried = func(r pipeline.Run) { wg.Go(func() { retry(store, r) }) }
 	store.Promoted = func(p pipeline.Promotion) { wg.Go(func() { promote(store, p) }) }
 	a, err := api.New(api.Config{
 		Store:          store,
@@ -112,6 +114,20 @@ func sampleServer(env *testscript.Env) (string, error) {
 		wg.Wait()
 	})
 	return srv.URL, nil
+}
+
+func retry(store *apitest.Store, r pipeline.Run) {
+	job := r.ID.Job()
+	store.Append(job, pipeline.JobEvent{Kind: pipeline.KindStage, Stage: pipeline.StageResolve, Attempt: 1, State: "started"})
+	before, err := store.RunDetail(context.Background(), r.RetryOf)
+	switch {
+	case err != nil:
+		store.End(job, pipeline.StateFailed, err.Error())
+	case before.RetryOf == "":
+		store.End(job, pipeline.StateRefused, "severity: as before")
+	case before.State == pipeline.StateRefused:
+		store.End(job, pipeline.StateFailed, "registry dev.example is unreachable")
+	}
 }
 
 func promote(store *apitest.Store, p pipeline.Promotion) {

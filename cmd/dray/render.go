@@ -38,7 +38,11 @@ func (w *writer) run(r pipeline.RunDetail) {
 	if r.Event.Pusher != "" {
 		source += ", pushed by " + r.Event.Pusher
 	}
-	w.facts("Run", string(r.ID), "State", state, "Project", r.Project, "Source", source, "Commit", r.Commit, "Image", image,
+	retry := string(r.RetryOf)
+	if retry != "" && r.RequestedBy != "" {
+		retry += ", asked for by " + r.RequestedBy
+	}
+	w.facts("Run", string(r.ID), "Retry of", retry, "State", state, "Project", r.Project, "Source", source, "Commit", r.Commit, "Image", image,
 		"Created", when(r.CreatedAt))
 	if r.Reason != "" && (r.Decision == nil || r.Decision.Passed) {
 		w.facts("Reason", cell{clean(r.Reason), red})

@@ -51,6 +51,14 @@ func TestTables(t *testing.T) {
 		"run-succeeded": run(apitest.RunGood),
 		"run-refused":   run(apitest.RunRefused),
 		"run-running":   run(apitest.RunOpen),
+		"run-retry": func(w *writer) {
+			r, err := store.RunDetail(ctx, apitest.RunOpen)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.RetryOf, r.RequestedBy = apitest.RunRefused, "grace"
+			w.run(r)
+		},
 		"runs": func(w *writer) {
 			runs, err := store.Runs(ctx, "", "", pipeline.Page{Limit: 10})
 			if err != nil {

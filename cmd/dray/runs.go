@@ -13,8 +13,8 @@ import (
 )
 
 func (a *app) runCommand() *cobra.Command {
-	return newGroup("run", "Look at runs: one image built from one commit each",
-		a.runList(), a.runShow(), a.runWatch(), a.runLogs())
+	return newGroup("run", "Look at runs, one image built from one commit each, and run them again",
+		a.runList(), a.runShow(), a.runWatch(), a.runLogs(), a.runRetry())
 }
 
 func (a *app) runList() *cobra.Command {

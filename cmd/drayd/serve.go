@@ -90,8 +90,10 @@ func (p *parts) work(ctx context.Context) (stop func(drain time.Duration), err e
 	if err != nil {
 		return nil, err
 	}
+	rest := newRest()
+	p.onClose(rest.stop)
 	queue, err := postgres.NewQueue(ctx, postgres.QueueConfig{
-		Pool: p.pool, Store: p.store, Run: pipe.Run, Promote: pipe.Promote,
+		Pool: p.pool, Store: p.store, Run: during(rest, pipe.Run), Promote: during(rest, pipe.Promote),
 		MaxAttempts: s.Worker.MaxAttempts, Concurrency: s.Worker.Concurrency, Log: p.log,
 	})
 	if err != nil {

@@ -75,11 +75,12 @@ func bench(ctx context.Context, dir, bin string, n int, stdout, stderr io.Writer
 		return ctx.Err()
 	case <-time.After(15 * time.Second):
 	}
-	rss, err := residentMiB(s)
+	own, file, err := resident(s)
 	if err != nil {
 		return err
 	}
-	row(stdout, "drayd's memory at rest", []float64{rss}, "MiB", 0, "150 MB")
+	row(stdout, "drayd's memory at rest: its own", []float64{own}, "MB", 0, "150 MB")
+	row(stdout, "  and of its program file, mapped", []float64{file}, "MB", 0, "")
 	fmt.Fprintf(stdout, "\n%d pairs, in turn; ratio is the median of the pairs' ratios. Where the script's time goes, last pair:\n%s", n, w.where())
 	return nil
 }
@@ -226,22 +227,36 @@ func (w *whole) where() string {
 	return out.String()
 }
 
-func residentMiB(s *site.Site) (float64, error) {
+// resident returns what drayd holds of memory, in megabytes: its own, which
+// nobody else can use, and pages of its program file, which the kernel keeps as
+// long as it has no better use for them.
+func resident(s *site.Site) (own, file float64, err error) {
 	p, err := s.Stack.Process("drayd")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
+	found := 0
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); f[0] == "VmRSS:" {
-			kib, err := strconv.ParseFloat(f[1], 64)
-			return kib / 1024, err
+		f := strings.Fields(line)
+		into := map[string]*float64{"RssAnon:": &own, "RssFile:": &file}[f[0]]
+		if into == nil {
+			continue
 		}
+		kib, err := strconv.ParseFloat(f[1], 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		*into = kib * 1024 / 1e6
+		found++
 	}
-	return 0, fmt.Errorf("/proc/%d/status does not say VmRSS", p.PID)
+	if found != 2 {
+		return 0, 0, fmt.Errorf("/proc/%d/status does not say RssAnon and RssFile", p.PID)
+	}
+	return own, file, nil
 }
 
 func ratio(a, b []float64) float64 {

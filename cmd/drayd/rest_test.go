@@ -1,0 +1,40 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, freed := newRest(), 0
+		r.free = func() { freed++ }
+		defer r.stop()
+		job := during(r, func(_ context.Context, d time.Duration) error { time.Sleep(d); return nil })
+
+		// A job that outlasts the pause after the start holds the rest off.
+		go func() { _ = job(t.Context(), 3*restAfter) }()
+		time.Sleep(2 * restAfter)
+		if freed != 0 {
+			t.Error("memory was given back in the middle of a job")
+		}
+		time.Sleep(3 * restAfter)
+		if freed != 1 {
+			t.Errorf("memory was given back %d times after the job, want once", freed)
+		}
+
+		// Jobs that follow each other closely have one rest at their end.
+		for range 4 {
+			if err := job(t.Context(), time.Second); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(restAfter / 2)
+		}
+		time.Sleep(2 * restAfter)
+		if freed != 2 {
+			t.Errorf("memory was given back %d times in all, want twice", freed)
+		}
+	})
+}

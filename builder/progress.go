@@ -139,7 +139,11 @@ func (s *stream) vertex(v *client.Vertex) {
 	}
 	if now.Error != "" && strings.HasPrefix(st.name, "importing cache manifest from ") {
 		// The first build of a platform has no cache, and no cache fails a build.
-		s.emit(st, "no cache is used: "+now.Error, false)
+		why := "no cache is used: " + now.Error
+		if strings.HasSuffix(now.Error, ": not found") {
+			why = "there is no cache yet"
+		}
+		s.emit(st, why, false)
 		now.Error = ""
 	}
 	if v.Completed != nil {

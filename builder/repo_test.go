@@ -25,7 +25,7 @@ func newRepo(t *testing.T, wrap func(http.Handler) http.Handler) *repo {
 	t.Helper()
 	out, err := exec.Command("git", "--exec-path").Output()
 	if err != nil {
-		t.Skipf("no git: %v", err)
+		missing(t, "no git: %v", err)
 	}
 	root := t.TempDir()
 	r := &repo{t: t, bare: filepath.Join(root, "app.git"), dir: filepath.Join(root, filepath.Base(root)+"work"), when: 1_700_000_000}

@@ -257,13 +257,22 @@ func newRegistry(t *testing.T, wrap func(http.Handler) http.Handler) string {
 	return strings.TrimPrefix(srv.URL, "http://")
 }
 
+// missing skips the test on a machine that lacks something, and fails it in CI.
+func missing(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("DRAY_TEST_REQUIRE") == "1" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
+}
+
 // pushBase pushes a base image with a static busybox for amd64 and arm64; the
 // files are added to it, and the arm64 one says so in /arch.
 func pushBase(t *testing.T, ref string, files map[string]string, change func(*v1.Config)) v1.Hash {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
-		t.Skipf("no static busybox to make a base image from: %v", err)
+		missing(t, "no static busybox to make a base image from: %v", err)
 	}
 	var idx v1.ImageIndex = empty.Index
 	for _, arch := range []string{"amd64", "arm64"} {

@@ -52,6 +52,20 @@ func TestStepThatFails(t *testing.T) {
 	w := repository(t, "failing", map[string]string{
 		"Dockerfile": "FROM {{base/busybox}}\nRUN echo first; echo the disk of the moon is full; exit 7\n"})
 	says(t, failed(t, w, "main"), "the disk of the moon is full", "7")
+
+	// It can be run again, and fails again, as a run of its own.
+	first, err := at.RunOf(t.Context(), "failing", "refs/heads/main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := dray(t, online(), "run", "retry", string(first.ID), "--wait")
+	if exitCode(err) != 1 {
+		t.Errorf("dray run retry exits with %d, want 1\n%s", exitCode(err), out)
+	}
+	again, err := at.RunOf(t.Context(), "failing", "refs/heads/main")
+	if err != nil || again.ID == first.ID || again.RetryOf != first.ID || again.RequestedBy != "demo" || again.State != pipeline.StateFailed {
+		t.Errorf("the retry is %+v, %v", again, err)
+	}
 }
 
 func TestUnreachableRegistry(t *testing.T) {

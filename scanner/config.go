@@ -50,8 +50,8 @@ type Config struct {
 	Transport http.RoundTripper
 	// Timeout bounds the reading of one platform's image. Zero means DefaultTimeout.
 	Timeout time.Duration
-	// Parallel is how many layers are read at once, over all scans. Zero means
-	// DefaultParallel.
+	// Parallel is how many images, and over all of them how many layers, are read
+	// at once. Zero means DefaultParallel.
 	Parallel int
 	// MaxImageSize bounds the unpacked size of one platform's image, in bytes.
 	// Zero means DefaultMaxImageSize.

@@ -247,10 +247,19 @@ func (d *database) closeHandle() error {
 	return trivydb.Close()
 }
 
+// shut refuses all scans from now on. It reports whether it was this call that did.
+func (d *database) shut() bool {
+	d.handle.Lock()
+	defer d.handle.Unlock()
+	was := d.closed
+	d.closed = true
+	return !was
+}
+
+// close waits for scans that are matching, and closes Trivy's handle.
 func (d *database) close() error {
 	d.handle.Lock()
 	defer d.handle.Unlock()
-	d.closed = true
 	return d.closeHandle()
 }
 

@@ -243,6 +243,50 @@ func TestScanObeysItsContext(t *testing.T) {
 	}
 }
 
+// Close lets go of scans that wait for their turn, and waits for those that run.
+func TestCloseWhileScanning(t *testing.T) {
+	reg := newRegistry(t)
+	dbRef := reg.host + "/vulndb:2"
+	pushDatabase(t, dbRef, start)
+	p := push(t, reg.host+"/app", "linux/amd64", image(t, "amd64", "", debian()))
+	reading, resume := make(chan struct{}, 1), make(chan struct{})
+	slow := roundTripper(func(r *http.Request) (*http.Response, error) {
+		if strings.Contains(r.URL.Path, "/app/blobs/") {
+			select {
+			case reading <- struct{}{}:
+			default:
+			}
+			<-resume
+		}
+		return http.DefaultTransport.RoundTrip(r)
+	})
+	b := openScanner(t, dbRef, func(c *scanner.Config) { c.Transport, c.Parallel = slow, 1 })
+	scans := make(chan error, 2)
+	for range 2 {
+		go func() {
+			_, err := b.Scan(t.Context(), named(reg.host+"/app", p), []pipeline.PlatformImage{p})
+			scans <- err
+		}()
+	}
+	<-reading
+	closed := make(chan error, 1)
+	go func() { closed <- b.Close() }()
+	select {
+	case err := <-closed:
+		t.Errorf("closed under a scan that reads: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(resume)
+	for range 2 {
+		if err := <-scans; err == nil || !strings.Contains(err.Error(), "the scanner is closed") {
+			t.Errorf("a scan that ended after Close says %v", err)
+		}
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -245,18 +245,26 @@ func (r *layerReader) Close() error {
 // behind the end of the archive.
 type layerCache struct {
 	cache.FSCache
-	image *remoteImage
+	in *inspector
 }
 
 func (c layerCache) PutBlob(ctx context.Context, id string, blob ftypes.BlobInfo) error {
-	c.image.mu.Lock()
-	ok, failed := c.image.verified[blob.DiffID], c.image.failed
-	c.image.mu.Unlock()
-	switch {
-	case failed != nil:
-		return failed
-	case !ok:
-		return fmt.Errorf("layer %s was not read to its end", blob.DiffID)
+	if err := c.in.check(blob.DiffID); err != nil {
+		return err
 	}
 	return c.FSCache.PutBlob(ctx, id, blob)
+}
+
+// check returns nil if the layer was read to its end and is what the
+// configuration says, and nothing else went wrong.
+func (i *remoteImage) check(diffID string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch {
+	case i.failed != nil:
+		return i.failed
+	case !i.verified[diffID]:
+		return fmt.Errorf("layer %s was not read to its end", diffID)
+	}
+	return nil
 }

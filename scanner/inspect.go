@@ -11,6 +11,7 @@ import (
 	"time"
 
 	dbtypes "github.com/aquasecurity/trivy-db/pkg/types"
+	"github.com/aquasecurity/trivy/pkg/cache"
 	"github.com/aquasecurity/trivy/pkg/fanal/analyzer"
 	"github.com/aquasecurity/trivy/pkg/fanal/artifact"
 	artimage "github.com/aquasecurity/trivy/pkg/fanal/artifact/image"
@@ -35,8 +36,43 @@ type inspected struct{ ref artifact.Reference }
 func (i inspected) Inspect(context.Context) (artifact.Reference, error) { return i.ref, nil }
 func (inspected) Clean(artifact.Reference) error                        { return nil }
 
+// inspector is Trivy's analysis of one image at a time. Making one writes to
+// analyzers that all of them share, and would race with those that run: New
+// makes all of them, before the first scan.
+type inspector struct {
+	// The image that is being read. Trivy sees the inspector as the image.
+	*remoteImage
+	art artifact.Artifact
+}
+
+func newInspectors(c Config, layers cache.FSCache) (chan *inspector, error) {
+	inspectors := make(chan *inspector, c.Parallel)
+	for range c.Parallel {
+		in := &inspector{}
+		var err error
+		if in.art, err = artimage.NewArtifact(in, layerCache{layers, in}, analysis(c)); err != nil {
+			return nil, fmt.Errorf("scanner: prepare the analysis of images: %w", err)
+		}
+		inspectors <- in
+	}
+	return inspectors, nil
+}
+
 // inspect reads the layers that were not seen before.
-func (s *Scanner) inspect(ctx context.Context, repository string, p pipeline.PlatformImage) (in inspection, err error) {
+func (s *Scanner) inspect(ctx context.Context, repository string, p pipeline.PlatformImage) (_ inspection, err error) {
+	var in *inspector
+	select {
+	case in = <-s.inspectors:
+	case <-ctx.Done():
+		return inspection{}, ctx.Err()
+	}
+	if in == nil {
+		return inspection{}, errClosed
+	}
+	defer func() {
+		in.remoteImage = nil
+		s.inspectors <- in
+	}()
 	start := time.Now()
 	image := pipeline.Image{Repository: repository, Digest: p.Digest}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
@@ -55,11 +91,8 @@ func (s *Scanner) inspect(ctx context.Context, repository string, p pipeline.Pla
 	if err != nil {
 		return inspection{}, err
 	}
-	art, err := artimage.NewArtifact(remote, layerCache{s.layers, remote}, s.options())
-	if err != nil {
-		return inspection{}, err
-	}
-	ref, err := art.Inspect(ctx)
+	in.remoteImage = remote
+	ref, err := in.art.Inspect(ctx)
 	if err != nil {
 		// What went wrong in a layer says more than what Trivy made of it.
 		if cause := remote.failure(); cause != nil {
@@ -98,8 +131,8 @@ func (s *Scanner) match(ctx context.Context, in inspection) (_ pipeline.Platform
 	return out, nil
 }
 
-// options of the analysis. They are part of the layer cache's keys.
-func (s *Scanner) options() artifact.Option {
+// analysis is what is looked for, and how. It is part of the layer cache's keys.
+func analysis(c Config) artifact.Option {
 	disabled := slices.Concat(
 		// What is in an image is installed; a lock file only says what was meant.
 		analyzer.TypeLockfiles,
@@ -108,13 +141,14 @@ func (s *Scanner) options() artifact.Option {
 			analyzer.TypeApkCommand, // asks the network
 			analyzer.TypeExecutable, // asks the network
 			analyzer.TypeHistoryDockerfile,
+			analyzer.TypeImageConfigSecret,
 			analyzer.TypeLicenseFile,
 			analyzer.TypeRpmArchive,
 			analyzer.TypeSecret,
 		})
 	return artifact.Option{
 		DisabledAnalyzers: disabled,
-		Parallel:          s.cfg.Parallel,
+		Parallel:          c.Parallel,
 		NoProgress:        true,
 		Offline:           true,
 		// CycloneDX wants the files' digests.

@@ -247,7 +247,10 @@ func TestConcurrentScans(t *testing.T) {
 		repo := fmt.Sprintf("%s/app%d", reg.host, i)
 		version := fmt.Sprintf("3.0.%d-1", i)
 		p := push(t, repo, "linux/amd64", image(t, "amd64", "", debian([3]string{"openssl", "openssl", version}),
-			files{"app.jar": jar(t, "org.example", "app", version)}))
+			files{
+				"app.jar": jar(t, "org.example", "app", version),
+				"usr/lib/python3/dist-packages/thing-1.egg-info": "Metadata-Version: 1.0\nName: thing\nVersion: " + version + "\nLicense: MIT\n",
+			}))
 		for range 2 {
 			group.Go(func() {
 				report, err := b.Scan(t.Context(), named(repo, p), []pipeline.PlatformImage{p})
@@ -255,8 +258,8 @@ func TestConcurrentScans(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if got := report.Platforms[0].Packages; len(got) != 2 || got[0].Version != version || got[1].Version != version {
-					t.Errorf("%s: packages %+v, want openssl and app %s", repo, got, version)
+				if got := report.Platforms[0].Packages; len(got) != 3 || got[0].Version != version || got[1].Version != version || got[2].Version != version {
+					t.Errorf("%s: packages %+v, want openssl, app and thing %s", repo, got, version)
 				}
 				if got := report.Platforms[0].Findings; len(got) != 2 {
 					t.Errorf("%s: findings %+v, want 2", repo, got)

@@ -33,10 +33,6 @@ import (
 // trivyVersion is that of the module in go.mod; a library cannot ask Trivy.
 const trivyVersion = "0.74.0"
 
-// platformsAtOnce bounds how many platforms of an image are inspected at once;
-// Config.Parallel bounds the layers.
-const platformsAtOnce = 4
-
 // open is true while a Scanner of this process is. Trivy's database handle is
 // a package variable, and two scanners would pull it from under each other.
 var open atomic.Bool
@@ -47,6 +43,8 @@ type Scanner struct {
 	cfg    Config
 	db     *database
 	layers cache.FSCache
+	// inspectors are those that nobody uses now.
+	inspectors chan *inspector
 	// slots are taken by layers that are being read.
 	slots chan struct{}
 	trivy local.Service
@@ -90,21 +88,33 @@ func New(_ context.Context, c Config) (_ *Scanner, err error) {
 	if err := os.MkdirAll(xos.TempDir(), 0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("scanner: scratch directory: %w", err), layers.Close())
 	}
+	inspectors, err := newInspectors(c, layers)
+	if err != nil {
+		return nil, errors.Join(err, layers.Close())
+	}
 	return &Scanner{
-		cfg:    c,
-		db:     db,
-		layers: layers,
-		slots:  make(chan struct{}, c.Parallel),
+		cfg:        c,
+		db:         db,
+		layers:     layers,
+		inspectors: inspectors,
+		slots:      make(chan struct{}, c.Parallel),
 		trivy: local.NewService(applier.NewApplier(layers), ospkg.NewScanner(), langpkg.NewScanner(),
 			vulnerability.NewClient(trivydb.Config{})),
 	}, nil
 }
 
-// Close waits for scans that are matching, and frees the cache directory.
+// Close waits for the scans that are running (cancel them first to have it
+// soon) and frees the cache directory. Scans that come later fail. Closing
+// again does nothing.
 func (s *Scanner) Close() error {
-	err := errors.Join(s.db.close(), s.layers.Close())
-	// Only if it is empty: what is in it belongs to a scan that did not end.
-	_ = os.Remove(xos.TempDir())
+	if !s.db.shut() {
+		return nil
+	}
+	for range cap(s.inspectors) {
+		<-s.inspectors
+	}
+	close(s.inspectors) // all are in: whoever waits for one learns that there is none
+	err := errors.Join(s.db.close(), s.layers.Close(), os.RemoveAll(xos.TempDir()))
 	open.Store(false)
 	return err
 }
@@ -138,7 +148,7 @@ func (s *Scanner) Scan(ctx context.Context, img pipeline.Image, platforms []pipe
 	}
 	inspected := make([]inspection, len(platforms))
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(platformsAtOnce)
+	group.SetLimit(s.cfg.Parallel)
 	for i, p := range platforms {
 		group.Go(func() error {
 			var err error

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -21,8 +22,13 @@ type rest struct {
 	free   func()
 }
 
-func newRest() *rest {
-	r := &rest{free: debug.FreeOSMemory}
+func newRest(log *slog.Logger) *rest {
+	r := &rest{free: func() {
+		debug.FreeOSMemory()
+		if err := unmapProgram(); err != nil {
+			log.Warn("the program's pages stay mapped", "error", err)
+		}
+	}}
 	r.timer = time.AfterFunc(restAfter, r.idle)
 	return r
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,7 +10,7 @@ import (
 
 func TestRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, freed := newRest(), 0
+		r, freed := newRest(slog.New(slog.DiscardHandler)), 0
 		r.free = func() { freed++ }
 		defer r.stop()
 		job := during(r, func(_ context.Context, d time.Duration) error { time.Sleep(d); return nil })

@@ -90,7 +90,7 @@ func (p *parts) work(ctx context.Context) (stop func(drain time.Duration), err e
 	if err != nil {
 		return nil, err
 	}
-	rest := newRest()
+	rest := newRest(p.log)
 	p.onClose(rest.stop)
 	queue, err := postgres.NewQueue(ctx, postgres.QueueConfig{
 		Pool: p.pool, Store: p.store, Run: during(rest, pipe.Run), Promote: during(rest, pipe.Promote),

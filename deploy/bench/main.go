@@ -79,8 +79,8 @@ func bench(ctx context.Context, dir, bin string, n int, stdout, stderr io.Writer
 	if err != nil {
 		return err
 	}
-	row(stdout, "drayd's memory at rest: its own", []float64{own}, "MB", 0, "150 MB")
-	row(stdout, "  and of its program file, mapped", []float64{file}, "MB", 0, "")
+	row(stdout, "drayd's memory at rest", []float64{own + file}, "MB", 0, "150 MB")
+	row(stdout, "  of it its own, without its program file", []float64{own}, "MB", 0, "")
 	fmt.Fprintf(stdout, "\n%d pairs, in turn; ratio is the median of the pairs' ratios. Where the script's time goes, last pair:\n%s", n, w.where())
 	return nil
 }

@@ -73,6 +73,8 @@ type Copied struct {
 	// Referrers are the manifests that were attached to the image or to one of
 	// its platforms, in either layout.
 	Referrers []Digest `json:"referrers"`
+	// Contents is the whole closure, as it was confirmed at the destination.
+	Contents []Content `json:"contents,omitempty"`
 }
 
 // ImageRecord is everything that is known of an image when its run comes to

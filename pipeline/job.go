@@ -93,6 +93,8 @@ type Source struct {
 	Plan       Plan      `json:"plan"`
 	// Bases are the images that the Dockerfile starts from, pinned.
 	Bases []Material `json:"bases"`
+	// Lint is what BuildKit's checks object to in the Dockerfile.
+	Lint []LintFinding `json:"lint,omitempty"`
 }
 
 // Plan says how to build; it comes from .dray.yaml or from the only Dockerfile.

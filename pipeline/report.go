@@ -72,6 +72,8 @@ type PlatformReport struct {
 	User     string    `json:"user"`         // as the image configuration has it; empty means root
 	Packages []Package `json:"packages"`
 	Findings []Finding `json:"findings"`
+	// Hygiene is nil in reports from before it was looked at.
+	Hygiene *Hygiene `json:"hygiene,omitempty"`
 	// SBOM is a CycloneDX document in JSON.
 	SBOM json.RawMessage `json:"sbom"`
 }

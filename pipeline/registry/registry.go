@@ -25,6 +25,12 @@ type Config struct {
 	// Locker serialises the writers of one subject's fallback and legacy tags,
 	// under the key that LockKey returns.
 	Locker pipeline.Locker
+	// Memory of what was verified at destinations; nil for none, then everything
+	// is asked for every time.
+	Memory Memory
+	// MemoryAge is how long an entry of Memory is believed; 24 h. A registry that
+	// collects garbage behind Dray's back is noticed after that at the latest.
+	MemoryAge time.Duration
 	// MaxParallel is how many requests may be in flight to one host, from 1 to
 	// 256; 0 means 8.
 	MaxParallel int

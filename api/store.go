@@ -39,6 +39,49 @@ type Store interface {
 	Packages(context.Context, pipeline.PackageQuery) ([]pipeline.PackageUse, error)
 	Promotions(ctx context.Context, project string, page pipeline.Page) ([]pipeline.Promotion, error)
 	PromotionDetail(context.Context, pipeline.PromotionID) (pipeline.PromotionDetail, error)
+
+	// Approve keeps an approval or a rejection. A rejection ends the promotion as
+	// refused; an approval has it looked at again. A promotion that does not wait
+	// for approvals, a second word by the same person on the same plan, and a
+	// plan that is not the promotion's (any more) are pipeline.ErrConflict.
+	Approve(context.Context, pipeline.Approval) (pipeline.Promotion, error)
+	// CancelPromotion calls off one that has not entered its environment yet;
+	// else it is pipeline.ErrConflict.
+	CancelPromotion(ctx context.Context, id pipeline.PromotionID, by, reason string) (pipeline.Promotion, error)
+
+	// Projects lists the versions that are in force, by name.
+	Projects(context.Context) ([]pipeline.ProjectVersion, error)
+	// ProjectVersion returns one version, or with 0 the one in force.
+	ProjectVersion(ctx context.Context, name string, version int) (pipeline.ProjectVersion, error)
+	// ProjectVersions lists a project's versions, newest first, at most limit
+	// that are older than before (0: from the newest).
+	ProjectVersions(ctx context.Context, name string, before, limit int) ([]pipeline.ProjectVersion, error)
+	// ApplyProject makes a new version the one in force. What is in force
+	// already makes no new one (changed is false). If c.Base is not 0 and not
+	// the version in force, it is pipeline.ErrConflict. What the settings file
+	// says of the project (forge, source, clone URL, repositories) stays.
+	ApplyProject(ctx context.Context, c pipeline.ProjectChange) (v pipeline.ProjectVersion, changed bool, err error)
+	// Environments says what each of a project's environments holds, in order.
+	Environments(ctx context.Context, project string) ([]pipeline.EnvironmentState, error)
+
+	// AddException checks and keeps an exception, with a new id. A project or an
+	// environment that does not exist is pipeline.ErrInvalid.
+	AddException(context.Context, pipeline.Exception) (pipeline.Exception, error)
+	// Exceptions lists them, newest first; all includes those that expired or
+	// were revoked.
+	Exceptions(ctx context.Context, project string, all bool, page pipeline.Page) ([]pipeline.Exception, error)
+	// RevokeException takes one back; again is no error.
+	RevokeException(ctx context.Context, project, id, by string) (pipeline.Exception, error)
+	AddVEX(context.Context, pipeline.VEXDocument) (pipeline.VEXDocument, error)
+	VEXDocuments(ctx context.Context, project string, all bool, page pipeline.Page) ([]pipeline.VEXDocument, error)
+	RevokeVEX(ctx context.Context, project, id, by string) (pipeline.VEXDocument, error)
+
+	// Drifts lists them, newest first; all includes those that were repaired or
+	// resolved.
+	Drifts(ctx context.Context, project string, all bool, page pipeline.Page) ([]pipeline.Drift, error)
+	// Registries lists what the last probe of each registry learnt, by host.
+	Registries(context.Context) ([]pipeline.RegistryProbe, error)
+
 	// Ready returns nil when the database answers and its schema is current.
 	Ready(context.Context) error
 }

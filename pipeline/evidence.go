@@ -9,6 +9,7 @@ import (
 const (
 	PredicateProvenance = "https://slsa.dev/provenance/v1"
 	PredicateCycloneDX  = "https://cyclonedx.org/bom"
+	PredicateSummary    = "https://slsa.dev/verification_summary/v1"
 )
 
 // Statement is an in-toto statement to be: what is claimed of an image. The
@@ -16,6 +17,15 @@ const (
 type Statement struct {
 	PredicateType string          `json:"predicateType"`
 	Predicate     json.RawMessage `json:"predicate"`
+}
+
+// Sealed is a signed statement that stands for itself, wherever it is kept.
+type Sealed struct {
+	// Envelope is a DSSE envelope in JSON.
+	Envelope json.RawMessage `json:"envelope,omitempty"`
+	// Statement is the digest of the payload, as Attestation has it.
+	Statement Digest `json:"statement,omitempty"`
+	KeyID     string `json:"keyID,omitempty"`
 }
 
 // Signature is one signature that a registry holds for an image.
@@ -88,6 +98,8 @@ type ImageRecord struct {
 	Verified []Verified `json:"verified"` // empty when the gate refused
 	// Provenance is the SLSA predicate, as attested.
 	Provenance json.RawMessage `json:"provenance,omitempty"`
+	// Summary is the signed verification summary of the decision.
+	Summary Sealed `json:"summary"`
 }
 
 // TagMove is one tag that was asked for, and what became of it.

@@ -1,158 +1,208 @@
 package pipeline
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"sort"
-	"strings"
-	"time"
+	"slices"
+
+	"github.com/Masterminds/semver/v3"
 )
 
-// GateRules are what an image must satisfy.
-type GateRules struct {
-	// FailOn is the least severity that refuses an image. Empty (unknown)
-	// would refuse everything, so the settings default it to critical.
-	FailOn Severity `json:"failOn"`
-	// IgnoreUnfixed lets findings pass that have no fixed version yet.
-	IgnoreUnfixed bool `json:"ignoreUnfixed"`
-	// AllowRoot lets an image pass whose process starts as root.
-	AllowRoot bool `json:"allowRoot"`
-}
+// errWaiting ends an attempt at a promotion that has to wait.
+var errWaiting = errors.New("waiting")
 
-// Decision is what the rules said of an image at a moment.
-type Decision struct {
-	Passed bool `json:"passed"`
-	// Rules holds every rule that was looked at, passed or not.
-	Rules       []RuleResult          `json:"rules"`
-	GateRules   GateRules             `json:"policy"`
-	Database    VulnerabilityDatabase `json:"database"`
-	EvaluatedAt time.Time             `json:"evaluatedAt"`
-}
-
-// RuleResult is one rule's answer.
-type RuleResult struct {
-	Rule   string `json:"rule"` // "severity", "non-root"
-	Passed bool   `json:"passed"`
-	// Reason says in words why it passed or refused.
-	Reason string `json:"reason"`
-	// Remedy says what would change the answer; empty when it passed.
-	Remedy string `json:"remedy,omitempty"`
-	// Findings that the rule objects to, most severe first.
-	Findings []Finding `json:"findings,omitempty"`
-}
-
-// Reason puts the refusals into one line; empty when the decision passed.
-func (d Decision) Reason() string {
-	var parts []string
-	for _, r := range d.Rules {
-		if !r.Passed {
-			parts = append(parts, r.Rule+": "+r.Reason)
-		}
+// judge asks the gate of an environment whether an image may enter now, with
+// today's vulnerability database, and says what would change there. A decision
+// that is final is sealed.
+func (p *Pipeline) judge(ctx context.Context, project Project, env Environment, rec ImageRecord, promo Promotion, from admitted) (Judged, error) {
+	j, err := p.consider(ctx, project, env, rec, promo, from.Verified)
+	if err != nil || j.Decision.Waiting {
+		return j, err
 	}
-	return strings.Join(parts, "; ")
+	statement, err := p.summarise(j.Decision, from.Verified)
+	if err != nil {
+		return j, err
+	}
+	j.Summary, err = p.Signer.Seal(ctx, rec.Built.Image, statement)
+	if err != nil {
+		return j, fmt.Errorf("sign the summary of the decision on %s: %w", rec.Built.Image, err)
+	}
+	if b := j.Decision.BreakGlass; b != nil {
+		p.Log.WarnContext(ctx, "BREAK GLASS: rules of an environment were overridden", "promotion", promo.ID, "project", project.Name,
+			"environment", env.Name, "image", rec.Built.Image, "by", b.By, "reason", b.Reason, "rules", b.Rules)
+	}
+	return j, nil
 }
 
-// Evaluate judges a report. It fails closed: a report without platforms or
-// without a database is refused.
-func (g GateRules) Evaluate(r Report, now time.Time) Decision {
-	d := Decision{GateRules: g, Database: r.Database, EvaluatedAt: now.UTC()}
-	d.Rules = append(d.Rules, g.scanned(r), g.severity(r), g.nonRoot(r))
-	d.Passed = true
-	for _, rule := range d.Rules {
-		d.Passed = d.Passed && rule.Passed
+// consider collects the facts and lets the judge look at them. It has no effect.
+func (p *Pipeline) consider(ctx context.Context, project Project, env Environment, rec ImageRecord, promo Promotion, verified []Verified) (Judged, error) {
+	st, err := p.Store.Standing(ctx, project.Name, env.Name, rec.Built.Image.Digest)
+	if err != nil {
+		return Judged{}, err
 	}
+	report, err := p.Scanner.Scan(ctx, rec.Built.Image, rec.Built.Platforms)
+	if err != nil {
+		return Judged{}, err
+	}
+	to := diffInput{record: rec, report: report, versions: st.Versions}
+	from, err := p.holding(ctx, project.Name, st.Current)
+	if err != nil {
+		return Judged{}, err
+	}
+	change := diff(project.Name, env.Name, from, to, st.Pushes)
+
+	action := promo.Action
+	if action == "" {
+		action = ActionPromote
+	}
+	f := Facts{Now: st.Now, Action: action, Project: project.Name, Version: project.Version, Environment: env.Name,
+		Image:      ImageFacts{Versions: st.Versions},
+		Signatures: signerFacts(verified), Provenance: provenanceFact(rec.Provenance, len(verified) > 0),
+		Reached: notNil(st.Reached), Approvals: notNil(promo.Approvals), Ignored: []string{},
+		Request: RequestFacts{By: promo.RequestedBy, Roles: notNil(promo.Roles), BreakGlass: promo.BreakGlass, Plan: change.Plan()},
+	}
+	reportFacts(&f, rec.Built, report)
+	p.suppress(&f, project, rec.Built, st)
+	d := p.decide(env.EntryGate(action), f, report.Database)
+	d.Plan = f.Request.Plan
+	return Judged{Decision: d, Diff: change}, nil
+}
+
+// decide asks the judge and notes what was asked.
+func (p *Pipeline) decide(g Gate, f Facts, db VulnerabilityDatabase) Decision {
+	d := p.Judge.Judge(g, f)
+	d.Policy = PolicyVersion{Project: f.Project, Environment: f.Environment, Version: f.Version, Digest: g.Digest(), Gate: g}
+	d.Suppressed, d.Ignored, d.Database, d.EvaluatedAt = f.Suppressed(), f.Ignored, db, f.Now.UTC()
 	return d
 }
 
-func (g GateRules) scanned(r Report) RuleResult {
-	res := RuleResult{Rule: "scanned"}
-	switch {
-	case len(r.Platforms) == 0:
-		res.Reason = "no platform of the image was scanned"
-	case r.Database.Digest == "":
-		res.Reason = "the scan does not say which vulnerability database it used"
-	default:
-		res.Passed = true
-		res.Reason = fmt.Sprintf("%d platform(s) scanned with %s, database of %s",
-			len(r.Platforms), r.Scanner, r.Database.UpdatedAt.UTC().Format("2006-01-02 15:04 MST"))
-		return res
+// holding is what the environment has now, scanned with the same database as
+// what is to replace it: or what a database has learnt would count as a change.
+func (p *Pipeline) holding(ctx context.Context, project string, current *PlacedImage) (*diffInput, error) {
+	if current == nil {
+		return nil, nil
 	}
-	res.Remedy = "run the scan again"
-	return res
+	rec, err := p.Store.ImageRecord(ctx, project, current.Image.Digest)
+	if err != nil {
+		return nil, err
+	}
+	report, err := p.Scanner.Scan(ctx, current.Image, rec.Built.Platforms)
+	if errors.Is(err, ErrNotFound) {
+		// It is gone from there; what was found when it was built has to do.
+		report, err = rec.Report, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("scan what the environment has now: %w", err)
+	}
+	return &diffInput{record: rec, report: report, versions: current.Versions}, nil
 }
 
-func (g GateRules) severity(r Report) RuleResult {
-	res := RuleResult{Rule: "severity"}
-	seen := map[[3]string]bool{}
-	unfixed := 0
-	for _, p := range r.Platforms {
-		for _, f := range p.Findings {
-			k := [3]string{f.ID, f.Package, f.Version}
-			if f.Severity < g.FailOn || seen[k] {
-				continue
-			}
-			seen[k] = true
-			if g.IgnoreUnfixed && f.FixedIn == "" {
-				unfixed++
-				continue
-			}
-			res.Findings = append(res.Findings, f)
-		}
+// recordJudged keeps a decision that is final, or puts the promotion to sleep.
+func (p *Pipeline) recordJudged(ctx context.Context, c Claim, j Judged) error {
+	if j.Decision.Waiting {
+		return p.sleep(ctx, c, Waiting{Decision: j.Decision, Diff: j.Diff})
 	}
-	sort.SliceStable(res.Findings, func(i, j int) bool {
-		a, b := res.Findings[i], res.Findings[j]
-		if a.Severity != b.Severity {
-			return a.Severity > b.Severity
-		}
-		return a.ID < b.ID
+	err := p.Store.RecordDecision(ctx, c, j)
+	var busy *BusyError
+	if !errors.As(err, &busy) {
+		return err
+	}
+	d := j.Decision
+	d.Rules = append(slices.Clone(d.Rules), RuleResult{
+		Rule: "turn", Pending: true, Reason: busy.Error(), Remedy: "nothing: this one goes on when that one has ended",
 	})
-	if len(res.Findings) == 0 {
-		res.Passed = true
-		res.Reason = fmt.Sprintf("no finding of severity %s or above", g.FailOn)
-		if unfixed > 0 {
-			res.Reason += fmt.Sprintf(" that has a fix (%d without one ignored)", unfixed)
-		}
-		return res
-	}
-	var names, fixes []string
-	for i, f := range res.Findings {
-		if i == 5 {
-			names = append(names, fmt.Sprintf("and %d more", len(res.Findings)-i))
-			break
-		}
-		names = append(names, fmt.Sprintf("%s (%s) in %s %s", f.ID, f.Severity, f.Package, f.Version))
-		if f.FixedIn != "" {
-			fixes = append(fixes, fmt.Sprintf("update %s to %s", f.Package, f.FixedIn))
-		}
-	}
-	res.Reason = fmt.Sprintf("%d finding(s) of severity %s or above: %s", len(res.Findings), g.FailOn, strings.Join(names, ", "))
-	if len(fixes) > 0 {
-		res.Remedy = strings.Join(fixes, "; ")
-	} else {
-		res.Remedy = "remove the packages: no fixed version is known yet"
-	}
-	return res
+	d.BreakGlass = nil // not used yet
+	d.Conclude()
+	return p.sleep(ctx, c, Waiting{Decision: d, Diff: j.Diff, Behind: busy.By})
 }
 
-func (g GateRules) nonRoot(r Report) RuleResult {
-	res := RuleResult{Rule: "non-root"}
-	var root []string
-	for _, p := range r.Platforms {
-		if p.Root() {
-			user := p.User
-			if user == "" {
-				user = "not set"
-			}
-			root = append(root, fmt.Sprintf("%s (USER is %s)", p.Platform, user))
+func (p *Pipeline) sleep(ctx context.Context, c Claim, w Waiting) error {
+	if err := p.Store.Wait(ctx, c, w); err != nil {
+		return err
+	}
+	return errWaiting
+}
+
+// Eligibility says whether an image could enter an environment now, as somebody
+// with those roles would ask, and what would change. Signatures are those that
+// verified when the image was recorded.
+func (p *Pipeline) Eligibility(ctx context.Context, r PromotionRequest) (Eligibility, error) {
+	project, err := p.Store.Project(ctx, r.Project)
+	if err != nil {
+		return Eligibility{}, err
+	}
+	env, ok := project.Environment(r.Environment)
+	if !ok {
+		return Eligibility{}, fmt.Errorf("project %s has no environment %q: %w", project.Name, r.Environment, ErrInvalid)
+	}
+	digest := Digest(r.Image)
+	rec, err := p.Store.ImageRecord(ctx, project.Name, digest)
+	if err != nil {
+		return Eligibility{}, err
+	}
+	promo := Promotion{Project: project.Name, Image: rec.Built.Image, Environment: env.Name, Action: r.Action,
+		RequestedBy: r.RequestedBy, Roles: RolesIn(r.Grants, project.Name), BreakGlass: r.BreakGlass}
+	j, err := p.consider(ctx, project, env, rec, promo, rec.Verified)
+	if err != nil {
+		return Eligibility{}, err
+	}
+	if !rec.Decision.Passed {
+		j.Decision.Rules = append([]RuleResult{{Rule: "built", Reason: "its own run refused it: " + rec.Decision.Reason(),
+			Remedy: "build an image that passes the project's gate"}}, j.Decision.Rules...)
+		j.Decision.Conclude()
+	}
+	return Eligibility{Project: project.Name, Environment: env.Name, Image: rec.Built.Image, Decision: j.Decision, Diff: j.Diff, Plan: j.Diff.Plan()}, nil
+}
+
+// following are the promotions that start by themselves once an image has
+// reached a place: reached is the environment, or empty when it was built.
+func (p *Pipeline) following(ctx context.Context, project Project, rec ImageRecord, reached string, job JobID) ([]PromotionRequest, error) {
+	var next []PromotionRequest
+	for _, e := range project.Environments {
+		if !e.Auto || (reached == "" && len(e.After) > 0) || (reached != "" && !slices.Contains(e.After, reached)) {
+			continue
 		}
+		st, err := p.Store.Standing(ctx, project.Name, e.Name, rec.Built.Image.Digest)
+		if err != nil {
+			return nil, err
+		}
+		there := func(name string) bool {
+			return name == reached || slices.ContainsFunc(st.Reached, func(r ReachedFact) bool { return r.Environment == name && !r.Withdrawn })
+		}
+		if slices.ContainsFunc(e.After, func(name string) bool { return !there(name) }) || goesBack(st, rec.Built.Image.Digest) {
+			continue
+		}
+		next = append(next, PromotionRequest{
+			Image: string(rec.Built.Image.Digest), Project: project.Name, Environment: e.Name, Action: ActionPromote,
+			Note: "automatic", RequestedBy: Automatic, IdempotencyKey: "auto/" + string(job) + "/" + e.Name,
+		})
 	}
-	switch {
-	case len(root) == 0:
-		res.Passed, res.Reason = true, "no platform starts as root"
-	case g.AllowRoot:
-		res.Passed, res.Reason = true, "starts as root, which the rules allow: "+strings.Join(root, ", ")
-	default:
-		res.Reason = "starts as root: " + strings.Join(root, ", ")
-		res.Remedy = "set a numeric USER other than 0 in the last stage of the Dockerfile"
+	return next, nil
+}
+
+// Automatic is the requester of promotions that start by themselves.
+const Automatic = "dray"
+
+// goesBack: nothing moves an environment to an older release by itself, nor to
+// what it has already.
+func goesBack(st Standing, image Digest) bool {
+	if st.Current == nil {
+		return false
 	}
-	return res
+	if st.Current.Image.Digest == image {
+		return true
+	}
+	highest := func(list []string) *semver.Version {
+		if len(list) == 0 {
+			return nil
+		}
+		v, err := semver.StrictNewVersion(list[0])
+		if err != nil {
+			return nil
+		}
+		return v
+	}
+	have, want := highest(st.Current.Versions), highest(st.Versions)
+	return have != nil && want != nil && have.GreaterThan(want)
 }

@@ -25,3 +25,12 @@ func NewRunID(now time.Time) RunID { return RunID("run_" + newID(now)) }
 
 // NewPromotionID makes a new promotion's id.
 func NewPromotionID(now time.Time) PromotionID { return PromotionID("prm_" + newID(now)) }
+
+// NewExceptionID makes a new exception's id.
+func NewExceptionID(now time.Time) string { return "exc_" + newID(now) }
+
+// NewVEXID makes a new VEX document's id.
+func NewVEXID(now time.Time) string { return "vex_" + newID(now) }
+
+// NewDriftID makes a new drift's id.
+func NewDriftID(now time.Time) string { return "dft_" + newID(now) }

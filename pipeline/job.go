@@ -38,18 +38,29 @@ func RunStages() []Stage {
 // State of a run or a promotion.
 type State string
 
-// Queued and Running are open; the others are final.
+// Queued, running and waiting are open; the others are final.
 const (
-	StateQueued    State = "queued"
-	StateRunning   State = "running"
+	StateQueued  State = "queued"
+	StateRunning State = "running"
+	// StateWaiting: a promotion that nobody works on, because people or time
+	// have to do something first.
+	StateWaiting   State = "waiting"
 	StateSucceeded State = "succeeded"
 	StateFailed    State = "failed"
 	StateRefused   State = "refused"
+	// StateCancelled: somebody called the promotion off.
+	StateCancelled State = "cancelled"
+	// StateSuperseded: a newer promotion entered the environment first.
+	StateSuperseded State = "superseded"
 )
 
 // Final reports whether the state never changes again.
 func (s State) Final() bool {
-	return s == StateSucceeded || s == StateFailed || s == StateRefused
+	switch s {
+	case StateSucceeded, StateFailed, StateRefused, StateCancelled, StateSuperseded:
+		return true
+	}
+	return false
 }
 
 // Run is one image built from one commit.

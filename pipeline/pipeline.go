@@ -42,6 +42,8 @@ type Scanner interface {
 type Signer interface {
 	Sign(context.Context, Image) ([]Signature, error)
 	Attest(context.Context, Image, Statement) ([]Attestation, error)
+	// Seal signs the statement about the image and writes nothing.
+	Seal(context.Context, Image, Statement) (Sealed, error)
 	// Verify reads the registry and returns what verifies against the trusted
 	// keys. No valid signature is an error that wraps ErrUnverified.
 	Verify(context.Context, Image) (Verified, error)
@@ -62,7 +64,10 @@ type Registry interface {
 	Tag(ctx context.Context, img Image, tag string) error
 	// Copy brings the image with everything attached to it and to its platforms
 	// into the repository, by digest, without any tag of Dray's.
+	// What is there already is not sent again, so that it also repairs.
 	Copy(ctx context.Context, img Image, repository string) (Copied, error)
+	// Audit looks whether the contents are there and can be found. It only reads.
+	Audit(ctx context.Context, img Image, contents []Content) (Audit, error)
 }
 
 // Config is what a Pipeline works with. All fields but Now are required.
@@ -73,6 +78,12 @@ type Config struct {
 	Scanner  Scanner
 	Signer   Signer
 	Registry Registry
+	Judge    Judge
+	// VEX reads the documents that projects hand in.
+	VEX VEXReader
+	// BaseURL is where people reach Dray, without a slash at its end. It stands
+	// in summaries: the verifier's id, and the environments' URIs.
+	BaseURL string
 	// BuilderID is the builder.id of the provenance: a page that says how far
 	// this builder can be trusted.
 	BuilderID string
@@ -92,10 +103,12 @@ type Pipeline struct {
 // New checks the configuration.
 func New(c Config) (*Pipeline, error) {
 	switch {
-	case c.Store == nil, c.Locker == nil, c.Builder == nil, c.Scanner == nil, c.Signer == nil, c.Registry == nil:
-		return nil, errors.New("pipeline: a store, locker, builder, scanner, signer and registry are required")
+	case c.Store == nil, c.Locker == nil, c.Builder == nil, c.Scanner == nil, c.Signer == nil, c.Registry == nil, c.Judge == nil, c.VEX == nil:
+		return nil, errors.New("pipeline: a store, locker, builder, scanner, signer, registry, judge and VEX reader are required")
 	case c.BuilderID == "":
 		return nil, errors.New("pipeline: a builder id is required")
+	case c.BaseURL == "":
+		return nil, errors.New("pipeline: a base URL is required")
 	case c.Log == nil:
 		return nil, errors.New("pipeline: a logger is required")
 	}

@@ -17,12 +17,19 @@ type Project struct {
 	// Platforms to build when .dray.yaml does not narrow them.
 	Platforms []Platform `json:"platforms"`
 	// Latest also moves the tag "latest" forward with releases.
-	Latest bool      `json:"latest"`
-	Gate   GateRules `json:"gate"`
+	Latest bool `json:"latest"`
+	// Gate is the short form of rules that come before Rules: what an image must
+	// be like to be signed and tagged.
+	Gate  GateRules `json:"gate"`
+	Rules []Rule    `json:"rules,omitempty"`
 	// Environments in the order in which an image usually passes them.
 	Environments []Environment `json:"environments"`
+	// TrustedVEXKeys are the public keys (PEM) whose VEX documents count.
+	TrustedVEXKeys []string `json:"trustedVEXKeys,omitempty"`
 	// CacheRepository holds the build cache; empty means Repository.
 	CacheRepository string `json:"cacheRepository,omitempty"`
+	// Version of these settings, set by the store.
+	Version int `json:"-"`
 }
 
 // Environment returns the environment of that name.
@@ -33,14 +40,6 @@ func (p Project) Environment(name string) (Environment, bool) {
 		}
 	}
 	return Environment{}, false
-}
-
-// Environment is a place that images are promoted to.
-type Environment struct {
-	Name string `json:"name"`
-	// Repository that receives the image: "prod.example/team/app".
-	Repository string    `json:"repository"`
-	Gate       GateRules `json:"gate"`
 }
 
 // EventKind is what happened at the forge.
@@ -66,6 +65,19 @@ type Event struct {
 	// Deleted: the ref is gone and there is nothing to build.
 	Deleted bool   `json:"deleted,omitempty"`
 	Pusher  string `json:"pusher,omitempty"`
+	// Commits that the push brought, oldest first, as far as the forge lists them.
+	Commits []Commit `json:"commits,omitempty"`
+	// CompareURL shows the push at the forge.
+	CompareURL string `json:"compareURL,omitempty"`
+}
+
+// Commit is one commit as its forge describes it. What it says of itself is for
+// people to read and proves nothing.
+type Commit struct {
+	SHA    string    `json:"sha"`
+	Title  string    `json:"title"` // the first line of its message
+	Author string    `json:"author"`
+	At     time.Time `json:"at"`
 }
 
 // Delivery is one webhook whose signature verified.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -18,14 +19,16 @@ func (id PromotionID) Job() JobID { return JobID(id) }
 const (
 	// StageAdmit verifies the image where it comes from.
 	StageAdmit Stage = "admit"
-	StageCopy  Stage = "copy"
+	// StageAttest attaches the summary of the decision to the image.
+	StageAttest Stage = "attest"
+	StageCopy   Stage = "copy"
 	// StageConfirm verifies the image where it went.
 	StageConfirm Stage = "confirm"
 )
 
 // PromotionStages lists the stages of a promotion in their order.
 func PromotionStages() []Stage {
-	return []Stage{StageAdmit, StageGate, StageCopy, StageConfirm, StageRecord, StageTag}
+	return []Stage{StageAdmit, StageGate, StageAttest, StageCopy, StageConfirm, StageRecord, StageTag}
 }
 
 // Promotion is the request to bring one digest into one environment, and what
@@ -36,9 +39,20 @@ type Promotion struct {
 	Image       Image       `json:"image"` // where it comes from
 	Environment string      `json:"environment"`
 	RequestedBy string      `json:"requestedBy"`
-	State       State       `json:"state"`
-	Reason      string      `json:"reason,omitempty"`
-	Decision    *Decision   `json:"decision,omitempty"`
+	// Roles that the requester had within the project.
+	Roles []string `json:"roles,omitempty"`
+	// Action is "promote" or "rollback".
+	Action string `json:"action"`
+	Note   string `json:"note,omitempty"`
+	// BreakGlass is the reason that was given for an emergency.
+	BreakGlass string `json:"breakGlass,omitempty"`
+	State      State  `json:"state"`
+	Reason     string `json:"reason,omitempty"`
+	// Decision is the newest; of a promotion that waits, not the last.
+	Decision *Decision `json:"decision,omitempty"`
+	// Approvals and rejections, in the order in which they came, whatever plan
+	// they are for.
+	Approvals []Approval `json:"approvals"`
 	// Destination is where the image went, once it is recorded there.
 	Destination *Image     `json:"destination,omitempty"`
 	Tags        []TagMove  `json:"tags,omitempty"`
@@ -99,20 +113,36 @@ func (p *Pipeline) promote(ctx context.Context, promo Promotion) error {
 		return err
 	}
 
-	// What is known against an image changes after it was built: the gate looks
-	// at it with the vulnerability database of today.
-	decision, err := stage(ctx, p, job, StageGate, func(ctx context.Context, _ Claim) (Decision, error) {
-		report, err := p.Scanner.Scan(ctx, rec.Built.Image, rec.Built.Platforms)
-		if err != nil {
-			return Decision{}, err
-		}
-		return env.Gate.Evaluate(report, p.Now()), nil
-	}, p.Store.RecordDecision)
+	// The gate is asked until it says yes or no. While it says not yet, the
+	// promotion is a row: an approval or a timer brings it back to here, and
+	// everything is looked at anew.
+	judged, err := stage(ctx, p, job, StageGate, func(ctx context.Context, _ Claim) (Judged, error) {
+		return p.judge(ctx, project, env, rec, promo, from)
+	}, p.recordJudged)
+	if errors.Is(err, errWaiting) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if !decision.Passed {
-		return p.Store.End(context.WithoutCancel(ctx), job, Ending{State: StateRefused, Reason: decision.Reason()})
+	if !judged.Decision.Passed {
+		return p.Store.End(context.WithoutCancel(ctx), job, Ending{State: StateRefused, Reason: judged.Decision.Reason()})
+	}
+
+	// The summary goes where the image comes from, so that it is part of what
+	// is copied now, and of what can be put back later.
+	attested, err := stage(ctx, p, job, StageAttest, func(ctx context.Context, c Claim) ([]Attestation, error) {
+		statement, err := p.summarise(judged.Decision, from.Verified)
+		if err != nil {
+			return nil, err
+		}
+		if err := p.Store.Holds(ctx, c); err != nil {
+			return nil, err
+		}
+		return p.Signer.Attest(ctx, rec.Built.Image, statement)
+	}, finish[[]Attestation](p))
+	if err != nil {
+		return err
 	}
 
 	copied, err := stage(ctx, p, job, StageCopy, func(ctx context.Context, c Claim) (Copied, error) {
@@ -126,13 +156,13 @@ func (p *Pipeline) promote(ctx context.Context, promo Promotion) error {
 	}
 
 	confirmed, err := stage(ctx, p, job, StageConfirm, func(ctx context.Context, _ Claim) ([]Verified, error) {
-		return p.confirm(ctx, from, copied, env.Repository)
+		return p.confirm(ctx, from, copied, env.Repository, attested)
 	}, finish[[]Verified](p))
 	if err != nil {
 		return err
 	}
 
-	placement := Placement{Copied: copied, Decision: decision, Verified: confirmed}
+	placement := Placement{Copied: copied, Decision: judged.Decision, Verified: confirmed}
 	if _, err := stage(ctx, p, job, StageRecord,
 		func(context.Context, Claim) (Copied, error) { return copied, nil },
 		func(ctx context.Context, c Claim, _ Copied) error { return p.Store.RecordPlacement(ctx, c, placement) },
@@ -141,12 +171,21 @@ func (p *Pipeline) promote(ctx context.Context, promo Promotion) error {
 	}
 
 	_, err = stage(ctx, p, job, StageTag, func(ctx context.Context, c Claim) ([]TagMove, error) {
-		versions, err := p.Store.ImageVersions(ctx, project.Name, promo.Image.Digest)
+		st, err := p.Store.Standing(ctx, project.Name, env.Name, promo.Image.Digest)
 		if err != nil {
 			return nil, err
 		}
-		return p.tag(ctx, c, copied.Image, rec.Built.Source.Commit, versions, project.Latest)
-	}, p.Store.RecordTags)
+		return p.tag(ctx, c, copied.Image, tagging{
+			commit: rec.Built.Source.Commit, versions: st.Versions, latest: project.Latest,
+			back: promo.Action == ActionRollback, withdrawn: st.Withdrawn,
+		})
+	}, func(ctx context.Context, c Claim, moves []TagMove) error {
+		next, err := p.following(ctx, project, rec, env.Name, job)
+		if err != nil {
+			return err
+		}
+		return p.Store.RecordTags(ctx, c, moves, next)
+	})
 	return err
 }
 
@@ -184,12 +223,12 @@ func (p *Pipeline) hasProvenance(v Verified, project Project) error {
 
 // confirm verifies the copy, and that nothing which verified at the source is
 // missing at the destination.
-func (p *Pipeline) confirm(ctx context.Context, from admitted, copied Copied, repository string) ([]Verified, error) {
+func (p *Pipeline) confirm(ctx context.Context, from admitted, copied Copied, repository string, attested []Attestation) ([]Verified, error) {
 	if copied.Image != (Image{Repository: repository, Digest: from.Images[0].Digest}) {
 		return nil, Permanent(fmt.Errorf("copied %s to %s: the digest changed on the way", from.Images[0], copied.Image))
 	}
 	var there []Image
-	var want []Attestation
+	want := slices.Clone(attested)
 	for _, img := range from.Images {
 		there = append(there, Image{Repository: repository, Digest: img.Digest})
 	}

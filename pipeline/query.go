@@ -36,9 +36,14 @@ type Findings struct {
 // destination.
 type PromotionDetail struct {
 	Promotion
-	Stages   []StageStatus `json:"stages"`
-	Copied   *Copied       `json:"copied,omitempty"`
-	Verified []Verified    `json:"verified,omitempty"`
+	Stages []StageStatus `json:"stages"`
+	// Diff is what the promotion changes, as approvers are shown it; nil before
+	// its gate was asked.
+	Diff *Diff `json:"diff,omitempty"`
+	// Summary is the signed verification summary of the last decision.
+	Summary  *Sealed    `json:"summary,omitempty"`
+	Copied   *Copied    `json:"copied,omitempty"`
+	Verified []Verified `json:"verified,omitempty"`
 }
 
 // ImageDetail is everything that Dray knows of an image within one project.
@@ -111,14 +116,44 @@ type PromotionRequest struct {
 	Environment string `json:"environment"`
 	// Project is needed only when two projects hold the same digest.
 	Project string `json:"project,omitempty"`
+	// Action is "promote" (or empty) or "rollback". Of a rollback, Image may be
+	// empty: it then is what the environment held before what it holds now.
+	Action string `json:"action,omitempty"`
+	// Note says what the promotion is for.
+	Note string `json:"note,omitempty"`
+	// BreakGlass is the reason for overriding what the environment lets an
+	// emergency override; empty: it is no emergency.
+	BreakGlass string `json:"breakGlass,omitempty"`
 	// Set from the request, not the body.
-	RequestedBy    string `json:"-"`
-	IdempotencyKey string `json:"-"`
+	RequestedBy    string  `json:"-"`
+	Grants         []Grant `json:"-"`
+	IdempotencyKey string  `json:"-"`
 }
 
 // Token is a machine's right to use the API. The secret itself is not kept.
 type Token struct {
-	Name      string     `json:"name"`
+	Name string `json:"name"`
+	// Grants are what its bearer may do.
+	Grants    []Grant    `json:"grants"`
 	CreatedAt time.Time  `json:"createdAt"`
 	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+}
+
+// PlatformHygiene is the hygiene of one platform of an image.
+type PlatformHygiene struct {
+	Platform Platform `json:"platform"`
+	User     string   `json:"user"`
+	Hygiene  Hygiene  `json:"hygiene"`
+}
+
+// Eligibility says whether an image could enter an environment now, and what
+// would change. Nothing was promoted and nothing is kept.
+type Eligibility struct {
+	Project     string   `json:"project"`
+	Environment string   `json:"environment"`
+	Image       Image    `json:"image"`
+	Decision    Decision `json:"decision"`
+	Diff        Diff     `json:"diff"`
+	// Plan is the digest of Diff that an approval would be bound to.
+	Plan Digest `json:"plan"`
 }

@@ -54,13 +54,14 @@ func (p *Pipeline) run(ctx context.Context, run Run) error {
 		return err
 	}
 
-	decision, err := stage(ctx, p, job, StageGate, func(context.Context, Claim) (Decision, error) {
-		return project.Gate.Evaluate(report, p.Now()), nil
-	}, finish[Decision](p))
+	judged, err := stage(ctx, p, job, StageGate, func(ctx context.Context, _ Claim) (Judged, error) {
+		return p.judgeBuild(ctx, project, built, report)
+	}, finish[Judged](p))
 	if err != nil {
 		return err
 	}
-	record := ImageRecord{Project: project.Name, Run: run.ID, Built: built, Report: report, Decision: decision}
+	decision := judged.Decision
+	record := ImageRecord{Project: project.Name, Run: run.ID, Built: built, Report: report, Decision: decision, Summary: judged.Summary}
 	if !decision.Passed {
 		// The image is recorded all the same: whoever asks why must be able to
 		// see what was in it. It gets no signature and no tag.
@@ -71,7 +72,7 @@ func (p *Pipeline) run(ctx context.Context, run Run) error {
 	}
 
 	signed, err := stage(ctx, p, job, StageSign, func(ctx context.Context, c Claim) (signed, error) {
-		return p.sign(ctx, c, built, report)
+		return p.sign(ctx, c, built, report, decision)
 	}, finish[signed](p))
 	if err != nil {
 		return err
@@ -94,9 +95,37 @@ func (p *Pipeline) run(ctx context.Context, run Run) error {
 		if v, ok := VersionOfRef(source.Ref); ok {
 			versions = []string{v}
 		}
-		return p.tag(ctx, c, built.Image, source.Commit, versions, project.Latest)
-	}, p.Store.RecordTags)
+		return p.tag(ctx, c, built.Image, tagging{commit: source.Commit, versions: versions, latest: project.Latest})
+	}, func(ctx context.Context, c Claim, moves []TagMove) error {
+		next, err := p.following(ctx, project, record, "", job)
+		if err != nil {
+			return err
+		}
+		return p.Store.RecordTags(ctx, c, moves, next)
+	})
 	return err
+}
+
+// judgeBuild asks the project's own gate, before anything is signed.
+func (p *Pipeline) judgeBuild(ctx context.Context, project Project, built Built, report Report) (Judged, error) {
+	st, err := p.Store.Standing(ctx, project.Name, "", built.Image.Digest)
+	if err != nil {
+		return Judged{}, err
+	}
+	f := Facts{Now: st.Now, Action: ActionBuild, Project: project.Name, Version: project.Version,
+		Signatures: []SignerFact{}, Reached: notNil(st.Reached), Approvals: []Approval{}, Ignored: []string{},
+		Request: RequestFacts{Roles: []string{}}}
+	reportFacts(&f, built, report)
+	p.suppress(&f, project, built, st)
+	j := Judged{Decision: p.decide(project.BuildGate(), f, report.Database)}
+	statement, err := p.summarise(j.Decision, nil)
+	if err != nil {
+		return j, err
+	}
+	if j.Summary, err = p.Signer.Seal(ctx, built.Image, statement); err != nil {
+		return j, fmt.Errorf("sign the summary of the decision on %s: %w", built.Image, err)
+	}
+	return j, nil
 }
 
 // build makes the image, or finds the one that an earlier run made of the same
@@ -149,7 +178,11 @@ type signed struct {
 
 // sign signs the index and every platform, and attests the provenance and the
 // contents of each.
-func (p *Pipeline) sign(ctx context.Context, c Claim, built Built, report Report) (signed, error) {
+func (p *Pipeline) sign(ctx context.Context, c Claim, built Built, report Report, decision Decision) (signed, error) {
+	verdict, err := p.summarise(decision, nil)
+	if err != nil {
+		return signed{}, err
+	}
 	predicate, err := provenance(p.BuilderID, built)
 	if err != nil {
 		return signed{}, err
@@ -174,10 +207,14 @@ func (p *Pipeline) sign(ctx context.Context, c Claim, built Built, report Report
 		if s.Signatures, err = p.Signer.Sign(ctx, img); err != nil {
 			return s, fmt.Errorf("sign %s: %w", img, err)
 		}
-		for _, st := range []Statement{
+		statements := []Statement{
 			{PredicateType: PredicateProvenance, Predicate: predicate},
 			{PredicateType: PredicateCycloneDX, Predicate: sboms[img.Digest]},
-		} {
+		}
+		if img == built.Image { // it is the index that was decided on
+			statements = append(statements, verdict)
+		}
+		for _, st := range statements {
 			made, err := p.Signer.Attest(ctx, img, st)
 			if err != nil {
 				return s, fmt.Errorf("attest %s of %s: %w", st.PredicateType, img, err)

@@ -48,6 +48,10 @@ func stage[T any](ctx context.Context, p *Pipeline, job JobID, name Stage,
 			log.InfoContext(ctx, "stage finished", "took", p.Now().Sub(began))
 			return out, nil
 		}
+		if errors.Is(err, errWaiting) {
+			log.InfoContext(ctx, "stage waits", "took", p.Now().Sub(began))
+			return out, err
+		}
 		err = fmt.Errorf("record the outcome: %w", err)
 	}
 	reason := p.Mask.Mask(err.Error())

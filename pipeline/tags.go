@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -93,11 +94,11 @@ func wantedTags(commit string, versions []string, latest bool) ([]wantedTag, err
 
 // newestCovered returns the highest release among the repository's tags that a
 // floating tag could name.
-func newestCovered(t wantedTag, existing []string) *semver.Version {
+func newestCovered(t wantedTag, existing, withdrawn []string) *semver.Version {
 	var newest *semver.Version
 	for _, s := range existing {
 		v, err := semver.StrictNewVersion(s)
-		if err != nil || v.Prerelease() != "" || !t.covers(v) {
+		if err != nil || v.Prerelease() != "" || !t.covers(v) || slices.Contains(withdrawn, s) {
 			continue
 		}
 		if newest == nil || v.GreaterThan(newest) {
@@ -107,6 +108,17 @@ func newestCovered(t wantedTag, existing []string) *semver.Version {
 	return newest
 }
 
+// tagging says which tags an image should carry.
+type tagging struct {
+	commit   string
+	versions []string
+	latest   bool
+	// back: floating tags go to this image whatever is newer.
+	back bool
+	// withdrawn are versions that the place was rolled back from.
+	withdrawn []string
+}
+
 // tag puts the image's tags on it in its repository. It holds the repository's
 // lock, so that two releases see each other's full versions; it looks for
 // conflicts before it moves anything; and it asks the store before each move
@@ -114,9 +126,10 @@ func newestCovered(t wantedTag, existing []string) *semver.Version {
 //
 // A floating tag stays where it is if the registry holds a higher release that
 // it could name: the registry's own tags are the truth, so that releases made
-// before Dray came count as well.
-func (p *Pipeline) tag(ctx context.Context, c Claim, img Image, commit string, versions []string, latest bool) ([]TagMove, error) {
-	wanted, err := wantedTags(commit, versions, latest)
+// before Dray came count as well. Only a rollback moves one back, and a version
+// that was rolled back from holds none any more.
+func (p *Pipeline) tag(ctx context.Context, c Claim, img Image, how tagging) ([]TagMove, error) {
+	wanted, err := wantedTags(how.commit, how.versions, how.latest)
 	if err != nil {
 		return nil, err
 	}
@@ -150,8 +163,10 @@ func (p *Pipeline) tag(ctx context.Context, c Claim, img Image, commit string, v
 			m.Held, m.Note = true, "already there"
 			continue
 		}
-		if t.floating {
-			if newest := newestCovered(t, existing); newest != nil && newest.GreaterThan(t.version) {
+		if t.floating && how.back && m.From != "" {
+			m.Note = fmt.Sprintf("rolled back from %s", m.From)
+		} else if t.floating {
+			if newest := newestCovered(t, existing, how.withdrawn); newest != nil && newest.GreaterThan(t.version) {
 				m.Note = fmt.Sprintf("stays: %s is newer than %s", newest, t.version)
 				continue
 			}

@@ -68,7 +68,7 @@ func (r *Registry) Assemble(ctx context.Context, repo string, platforms []pipeli
 		return pipeline.Image{}, err
 	}
 	img := pipeline.Image{Repository: repo, Digest: hash(body)}
-	if err := p.put(ctx, string(img.Digest), string(types.OCIImageIndex), body); err != nil {
+	if _, err := p.put(ctx, string(img.Digest), string(types.OCIImageIndex), body); err != nil {
 		return pipeline.Image{}, err
 	}
 	if err := p.confirm(ctx, string(img.Digest), img.Digest); err != nil {

@@ -3,15 +3,11 @@ package registry
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	gohash "hash"
-	"io"
 	"net/http"
 	"net/url"
-	"sync"
+	"path"
 	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -27,6 +23,11 @@ const (
 	mounted                 // the registry took it from another repository of its own
 	sent                    // its bytes went over the line
 )
+
+// askAbove is the size from which a question costs nothing beside the transfer:
+// such blobs are looked for before they are sent, and afterwards whatever the
+// registry said of them.
+const askAbove = 1 << 20
 
 var errNotKept = errors.New("the registry accepted the blob but does not have it")
 
@@ -45,110 +46,209 @@ func (p *repository) has(ctx context.Context, d descriptor) (bool, error) {
 		return false, err
 	}
 	if said := res.Header.Get("Docker-Content-Digest"); said != "" && said != string(d.Digest) {
-		return false, fmt.Errorf("the registry answers for another blob, %s", clean(said, 80))
+		return false, &differsError{fmt.Errorf("the registry answers for another blob, %s", clean(said, 80))}
 	}
 	if res.ContentLength >= 0 && res.ContentLength != d.Size {
-		return false, fmt.Errorf("the registry says that it has %d bytes, the manifest says %d", res.ContentLength, d.Size)
+		return false, &differsError{fmt.Errorf("the registry says that it has %d bytes, the manifest says %d", res.ContentLength, d.Size)}
 	}
 	return true, nil
 }
 
+// differsError: there is something, and it is not what its digest says.
+type differsError struct{ error }
+
+func (e *differsError) Unwrap() error { return e.error }
+
 // copyBlob brings one blob over. When it returns nil, the destination has
-// confirmed that it holds the digest with its size.
-func (r *Registry) copyBlob(ctx context.Context, from, to *repository, d descriptor) (delivery, error) {
-	mount := from.host == to.host
-	if mount {
+// confirmed that it holds the digest: by naming it in its answer to the upload
+// or the mount, or, if it did not or the blob is large, when it was asked
+// afterwards. With look, it is asked first whether it has it.
+func (r *Registry) copyBlob(ctx context.Context, from, to *repository, d descriptor, look bool) (delivery, error) {
+	if from.host == to.host {
 		to = to.with(from.name.Scope(ggcr.PullScope))
 	}
-	// Handshakes come before the slots are taken: who waits for another's
-	// handshake must not hold what that one needs.
-	for _, p := range []*repository{from, to} {
-		if _, err := p.client(ctx); err != nil {
-			return 0, r.explain(p.host, "copy blob", blobName(p, d), err)
-		}
-	}
-	ctx, release, err := r.transport.limits.hold(ctx, from.host, to.host)
-	if err != nil {
-		return 0, err
-	}
-	defer release()
-	how := skipped
-	var wrong pipeline.Digest // what came instead, the last time
-	err = r.again(ctx, func() error {
-		there, err := to.has(ctx, d)
-		if err != nil {
-			return r.explain(to.host, "look for blob", blobName(to, d), err)
-		}
-		if there {
-			return nil // after a broken attempt this is that attempt's work
-		}
-		upload, err := to.start(ctx, from, d, mount)
-		switch {
-		case err != nil:
-			return r.explain(to.host, "start the upload of blob", blobName(to, d), err)
-		case upload == nil:
-			how, mount = mounted, false
-		default:
-			how = sent
-			if err := r.stream(ctx, from, to, d, upload); err != nil {
-				to.abandon(ctx, upload)
-				var c *changedError
-				if errors.As(err, &c) {
-					if c.got == wrong {
-						return pipeline.Permanent(err) // the same again is no accident of the line
-					}
-					wrong = c.got
-				}
-				return err
+	for first := true; ; first = false {
+		// Handshakes come before the slots are taken: who waits for another's
+		// handshake must not hold what that one needs.
+		for _, p := range []*repository{from, to} {
+			if _, err := p.client(ctx); err != nil {
+				return 0, r.explain(p.host, "copy blob", blobName(p, d), err)
 			}
 		}
-		there, err = to.has(ctx, d)
-		if err == nil && !there {
-			err = errNotKept
+		held, release, err := r.transport.limits.hold(ctx, from.host, to.host)
+		if err != nil {
+			return 0, err
 		}
-		return r.explain(to.host, "confirm blob", blobName(to, d), err)
+		b := blobCopy{r: r, from: from, to: to, d: d, look: look}
+		how, err := b.run(held)
+		release()
+		if !errors.Is(err, errHandshake) || !first {
+			return how, err
+		}
+	}
+}
+
+// blobCopy is one blob on its way. Attempts after the first go on where the one
+// before broke off, where the registry can.
+type blobCopy struct {
+	r        *Registry
+	from, to *repository
+	d        descriptor
+	look     bool
+
+	upload *upload         // under way; nil when there is none
+	wrong  pipeline.Digest // what came instead, the last time
+}
+
+func (b *blobCopy) run(ctx context.Context) (how delivery, err error) {
+	defer func() {
+		if b.upload != nil {
+			b.to.abandon(ctx, b.upload.at)
+		}
+	}()
+	err = b.r.again(ctx, func() error {
+		h, err := b.try(ctx)
+		// What a broken attempt sent may be there in the next one.
+		if b.look = true; h > how {
+			how = h
+		}
+		var c *changedError
+		if errors.As(err, &c) {
+			if c.got == b.wrong {
+				return pipeline.Permanent(err) // the same again is no accident of the line
+			}
+			b.wrong = c.got
+		}
+		return err
 	})
 	return how, err
 }
 
+func (b *blobCopy) try(ctx context.Context) (delivery, error) {
+	r, to, d := b.r, b.to, b.d
+	known := r.learned
+	within := b.from.host == to.host
+	// A mount answers whether the registry has the blob and opens an upload if it
+	// has not. One that cannot mount would be sent what it has, so that it is
+	// asked first, unless that is sent as soon as asked.
+	if b.look || (!within && d.Size > askAbove && !known.has(known.mount, to.host)) {
+		there, err := to.has(ctx, d)
+		if err != nil {
+			return skipped, r.explain(to.host, "look for blob", blobName(to, d), err)
+		}
+		if there {
+			return skipped, nil
+		}
+	}
+	if b.upload == nil || !b.resume(ctx) {
+		source := ""
+		switch {
+		case within:
+			source = b.from.name.RepositoryStr()
+		case !b.look:
+			source = to.name.RepositoryStr()
+		}
+		at, named, err := to.start(ctx, source, d)
+		if err != nil {
+			return skipped, r.explain(to.host, "start the upload of blob", blobName(to, d), err)
+		}
+		if at == nil {
+			how := skipped
+			if within {
+				how = mounted
+			}
+			return how, b.confirm(ctx, named)
+		}
+		b.upload = &upload{at: at}
+		if within && !b.look && d.Size > askAbove {
+			there, err := to.has(ctx, d)
+			if err != nil || there {
+				return skipped, r.explain(to.host, "look for blob", blobName(to, d), err)
+			}
+		}
+	}
+	named, err := r.stream(ctx, b.from, to, d, b.upload)
+	if err != nil {
+		return sent, err
+	}
+	b.upload = nil
+	return sent, b.confirm(ctx, named && d.Size <= askAbove)
+}
+
+// confirm asks for the blob unless the registry's answer named it.
+func (b *blobCopy) confirm(ctx context.Context, named bool) error {
+	if named {
+		return nil
+	}
+	there, err := b.to.has(ctx, b.d)
+	if err == nil && !there {
+		err = errNotKept
+	}
+	return b.r.explain(b.to.host, "confirm blob", blobName(b.to, b.d), err)
+}
+
 func blobName(p *repository, d descriptor) string { return fmt.Sprintf("%s of %s", d.Digest, p) }
 
-// start mounts the blob (nil without error) or opens an upload and returns
-// where to send it (distribution specification, "Mounting a blob from another
-// repository", "POST then PUT").
-func (p *repository) start(ctx context.Context, from *repository, d descriptor, mount bool) (*url.URL, error) {
+// start mounts the blob from a repository of the same registry, which may be
+// the destination itself, or opens an upload and returns where to send it
+// (distribution specification, "Mounting a blob from another repository", "POST
+// then PUT"). at is nil without an error when the registry has the blob now;
+// named: its answer says so by the digest. Without a source, nothing is
+// mounted.
+func (p *repository) start(ctx context.Context, source string, d descriptor) (at *url.URL, named bool, err error) {
 	query := url.Values{}
-	if mount {
+	if source != "" {
 		query.Set("mount", string(d.Digest))
-		query.Set("from", from.name.RepositoryStr())
+		query.Set("from", source)
 	}
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		return nil, false, context.Cause(ctx)
 	}
 	// The answer is waited for a little even when the copy is cancelled: without
 	// it nobody could cancel the upload.
-	ctx, cancel := grace(ctx, 5*time.Second)
+	patient, cancel := grace(ctx, 5*time.Second)
 	defer cancel()
-	at := p.url("blobs/uploads/", query)
-	res, err := p.do(ctx, request{method: http.MethodPost, url: at})
+	res, err := p.do(patient, request{method: http.MethodPost, url: p.url("blobs/uploads/", query)})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer closeBody(res)
-	if mount && res.StatusCode == http.StatusCreated {
-		return nil, nil
+	if source != "" && res.StatusCode == http.StatusCreated {
+		p.r.learned.note(p.r.learned.mount, p.host)
+		return nil, names(res, d.Digest), nil
 	}
 	if err := checkStatus(res, http.StatusAccepted); err != nil {
-		return nil, err
+		switch statusOf(err) {
+		case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+			if source == p.name.RepositoryStr() {
+				// It does not see the sense in mounting from itself.
+				return p.start(ctx, "", d)
+			}
+		}
+		return nil, false, err
 	}
-	if res.Request != nil {
-		at = res.Request.URL
+	at, err = location(res)
+	return at, false, err
+}
+
+// names reports whether an answer to an upload or a mount says which blob there
+// is now.
+func names(res *http.Response, d pipeline.Digest) bool {
+	if said := res.Header.Get("Docker-Content-Digest"); said != "" {
+		return said == string(d)
 	}
-	location, err := at.Parse(res.Header.Get("Location"))
-	if err != nil || res.Header.Get("Location") == "" {
-		return nil, fmt.Errorf("the registry did not say where to upload to (Location: %q)", clean(res.Header.Get("Location"), 200))
+	at, err := url.Parse(res.Header.Get("Location"))
+	return err == nil && path.Base(at.Path) == string(d)
+}
+
+// location is where an upload goes on.
+func location(res *http.Response) (*url.URL, error) {
+	said := res.Header.Get("Location")
+	at, err := res.Request.URL.Parse(said)
+	if err != nil || said == "" {
+		return nil, fmt.Errorf("the registry did not say where to upload to (Location: %q)", clean(said, 200))
 	}
-	return location, nil
+	return at, nil
 }
 
 // grace returns a context that ends some time after its parent.
@@ -159,64 +259,6 @@ func grace(parent context.Context, d time.Duration) (context.Context, context.Ca
 		cancel()
 	})
 	return ctx, func() { stop(); cancel() }
-}
-
-// stream sends the source's bytes to the upload without keeping them.
-func (r *Registry) stream(ctx context.Context, from, to *repository, d descriptor, upload *url.URL) error {
-	// Cancelled when the upload ends early, so that the rest is not read.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	res, err := from.do(ctx, request{method: http.MethodGet, url: from.url("blobs/"+string(d.Digest), nil)})
-	if err == nil {
-		defer res.Body.Close() //nolint:errcheck // read to its end or abandoned
-		err = checkStatus(res, http.StatusOK)
-	}
-	if err == nil && res.ContentLength >= 0 && res.ContentLength != d.Size {
-		err = refuse("it has %d bytes, the manifest says %d", res.ContentLength, d.Size)
-	}
-	if err != nil {
-		return r.explain(from.host, "read blob", blobName(from, d), err)
-	}
-	source := &verified{src: res.Body, want: d, hash: sha256.New()}
-	target := *upload
-	query := target.Query()
-	query.Set("digest", string(d.Digest))
-	target.RawQuery = query.Encode()
-	q := request{
-		method: http.MethodPut, url: &target, body: source, size: d.Size,
-		header: http.Header{"Content-Type": {"application/octet-stream"}},
-	}
-	if d.Size == 0 {
-		if err := source.finish(); err != nil {
-			return r.explain(from.host, "read blob", blobName(from, d), err)
-		}
-		q.body = http.NoBody
-	}
-	answer, err := to.do(ctx, q)
-	if cause := source.failed(); cause != nil {
-		// The source's fault breaks the upload; say the cause and not the effect.
-		if err == nil {
-			closeBody(answer)
-		}
-		return broken(r.explain(from.host, "read blob", blobName(from, d), cause))
-	}
-	if err == nil {
-		defer closeBody(answer)
-		err = checkStatus(answer, http.StatusCreated, http.StatusOK, http.StatusNoContent)
-	}
-	return broken(r.explain(to.host, "send blob", blobName(to, d), err))
-}
-
-// brokenError: a stream broke. The transport cannot repeat it, its owner can.
-type brokenError struct{ error }
-
-func (e *brokenError) Unwrap() error { return e.error }
-
-func broken(err error) error {
-	if err == nil || pipeline.IsPermanent(err) {
-		return err
-	}
-	return &brokenError{err}
 }
 
 // abandon cancels an upload that failed, so that the registry need not keep
@@ -230,83 +272,6 @@ func (p *repository) abandon(ctx context.Context, upload *url.URL) {
 		return
 	}
 	closeBody(res)
-}
-
-// changedError: all bytes came, and they are not those of the digest.
-type changedError struct{ want, got pipeline.Digest }
-
-func (e *changedError) Error() string {
-	return fmt.Sprintf("what came has the digest %s: it was changed on the way or in the registry", e.got)
-}
-
-// verified passes a blob's bytes on. It withholds the last of them unless all
-// bytes together are what the descriptor says, so that a registry that does not
-// check cannot complete the upload of anything else.
-type verified struct {
-	src  io.Reader
-	want descriptor
-	hash gohash.Hash
-
-	// The transport may still read when it has an answer already.
-	mu  sync.Mutex
-	n   int64
-	err error // anything but io.EOF
-}
-
-// failed is the fault of the source, nil if it has none.
-func (v *verified) failed() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.err
-}
-
-func (v *verified) Read(p []byte) (int, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.err != nil {
-		return 0, v.err
-	}
-	if v.n == v.want.Size {
-		return 0, io.EOF
-	}
-	n, err := v.src.Read(p)
-	v.n += int64(n)
-	v.hash.Write(p[:n]) //nolint:errcheck // a hash never fails
-	switch {
-	case v.n > v.want.Size:
-		v.err = refuse("it has more bytes than the %d that the manifest says", v.want.Size)
-	case v.n == v.want.Size:
-		v.err = v.finish()
-	case err == io.EOF:
-		v.err = fmt.Errorf("it broke off after %d of %d bytes: %w", v.n, v.want.Size, io.ErrUnexpectedEOF)
-	case err != nil:
-		v.err = fmt.Errorf("it broke off after %d of %d bytes: %w", v.n, v.want.Size, err)
-	}
-	if v.err != nil {
-		return 0, v.err
-	}
-	return n, nil
-}
-
-// finish checks that there is no more and that the digest is right.
-func (v *verified) finish() error {
-	var more [1]byte
-	for {
-		n, err := v.src.Read(more[:])
-		if n > 0 {
-			return refuse("it has more bytes than the %d that the manifest says", v.want.Size)
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("it broke off at its end: %w", err)
-		}
-	}
-	if got := pipeline.Digest("sha256:" + hex.EncodeToString(v.hash.Sum(nil))); got != v.want.Digest {
-		return &changedError{v.want.Digest, got}
-	}
-	return nil
 }
 
 // small reads a blob into memory: a config, not a layer.
@@ -339,15 +304,15 @@ func (p *repository) push(ctx context.Context, d descriptor, body []byte) error 
 		if err != nil || there {
 			return err
 		}
-		upload, err := p.start(ctx, p, d, false)
+		at, _, err := p.start(ctx, "", d)
 		if err != nil {
 			return err
 		}
-		query := upload.Query()
+		query := at.Query()
 		query.Set("digest", string(d.Digest))
-		upload.RawQuery = query.Encode()
+		at.RawQuery = query.Encode()
 		res, err := p.do(ctx, request{
-			method: http.MethodPut, url: upload, body: bytes.NewReader(body),
+			method: http.MethodPut, url: at, body: bytes.NewReader(body),
 			header: http.Header{"Content-Type": {"application/octet-stream"}},
 		})
 		if err != nil {

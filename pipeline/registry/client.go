@@ -56,9 +56,18 @@ func (p *repository) with(scope string) *repository {
 
 func (p *repository) String() string { return p.host + "/" + p.name.RepositoryStr() }
 
+// isOpen reports whether the host is asked without a handshake: no credentials are
+// set for it, and it has not asked for any.
+func (p *repository) isOpen() bool {
+	return p.r.hosts[p.host].Username == "" && !p.r.learned.has(p.r.learned.auth, p.host)
+}
+
 // client returns the authenticated client, after a handshake when it is the
 // first time.
 func (p *repository) client(ctx context.Context) (*http.Client, error) {
+	if p.isOpen() {
+		return p.r.bare, nil
+	}
 	key := p.host + " " + strings.Join(p.scopes, " ")
 	p.r.mu.Lock()
 	s, ok := p.r.sessions[key]
@@ -88,19 +97,27 @@ func (p *repository) client(ctx context.Context) (*http.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.client = &http.Client{Transport: rt, CheckRedirect: func(_ *http.Request, via []*http.Request) error {
+	s.client = httpClient(rt)
+	return s.client, nil
+}
+
+func httpClient(rt http.RoundTripper) *http.Client {
+	return &http.Client{Transport: rt, CheckRedirect: func(_ *http.Request, via []*http.Request) error {
 		if len(via) > 5 {
 			return errors.New("more than 5 redirects")
 		}
 		return nil
 	}}
-	return s.client, nil
 }
 
 // url of something in the repository: path is "manifests/…" or "blobs/…".
 func (p *repository) url(path string, query url.Values) *url.URL {
+	scheme := "https"
+	if p.r.hosts[p.host].PlainHTTP {
+		scheme = "http"
+	}
 	return &url.URL{
-		Scheme: p.name.Scheme(), Host: p.host,
+		Scheme: scheme, Host: p.host,
 		Path: "/v2/" + p.name.RepositoryStr() + "/" + path, RawQuery: query.Encode(),
 	}
 }
@@ -113,8 +130,13 @@ type request struct {
 	size   int64     // of a stream
 }
 
+// errHandshake: the host turned out to want a handshake while slots were held,
+// which those who are at it may need.
+var errHandshake = pipeline.Permanent(errors.New("the registry wants a handshake first"))
+
 // do sends a request. The caller closes the body.
 func (p *repository) do(ctx context.Context, q request) (*http.Response, error) {
+	open := p.isOpen()
 	client, err := p.client(ctx)
 	if err != nil {
 		return nil, err
@@ -129,7 +151,58 @@ func (p *repository) do(ctx context.Context, q request) (*http.Response, error) 
 	if q.size > 0 {
 		req.ContentLength = q.size
 	}
-	return client.Do(req)
+	res, err := client.Do(req)
+	if err != nil || !open {
+		return res, err
+	}
+	known := p.r.learned
+	switch {
+	case res.StatusCode == http.StatusUnauthorized:
+		known.note(known.auth, p.host)
+		if req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
+			return res, nil // a stream cannot be sent again; its owner will
+		}
+		closeBody(res)
+		if holds(ctx, p.host) {
+			return nil, errHandshake
+		}
+		if req.GetBody != nil {
+			if q.body, err = req.GetBody(); err != nil {
+				return nil, err
+			}
+			q.size = req.ContentLength
+		}
+		return p.do(ctx, q)
+	case res.StatusCode < 400 || strings.HasPrefix(res.Header.Get("Docker-Distribution-Api-Version"), "registry/"):
+		known.note(known.proven, p.host)
+	case res.StatusCode == http.StatusNotFound && !known.has(known.proven, p.host):
+		if err := p.prove(ctx); err != nil {
+			closeBody(res)
+			return nil, err
+		}
+		known.note(known.proven, p.host)
+	}
+	return res, nil
+}
+
+// prove asks a host that knows nothing of what it was asked for whether it is a
+// registry at all: its "not found" is not to be taken for a missing manifest.
+func (p *repository) prove(ctx context.Context) error {
+	base := p.url("", nil)
+	base.Path = "/v2/"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String(), nil)
+	if err != nil {
+		return pipeline.Permanent(err)
+	}
+	res, err := p.r.bare.Do(req)
+	if err != nil {
+		return err
+	}
+	defer closeBody(res)
+	if res.StatusCode == http.StatusNotFound {
+		return fmt.Errorf("%s does not answer as a registry: GET /v2/ is not found (404)", p.host)
+	}
+	return nil
 }
 
 // closeBody lets the connection be used again.

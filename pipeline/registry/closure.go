@@ -2,13 +2,11 @@ package registry
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/dray-project/dray/pipeline"
 )
@@ -42,6 +40,21 @@ func (c *closure) referrers() []pipeline.Digest {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// digests lists everything in it, once each.
+func (c *closure) digests() []pipeline.Digest {
+	seen := map[pipeline.Digest]bool{}
+	for d := range c.nodes {
+		seen[d] = true
+	}
+	for _, l := range c.legacy {
+		seen[l.m.digest] = true
+	}
+	for d := range c.blobs {
+		seen[d] = true
+	}
+	return slices.Sorted(maps.Keys(seen))
 }
 
 // waves lists the manifests such that each comes after its children and after
@@ -88,12 +101,15 @@ type found struct {
 	indexes, attachments int
 	subject              pipeline.Digest // of a referrer
 	legacy               *manifest       // of a legacy tag, read already
+	// said: the referrers API lists it, so that it is there.
+	said bool
 }
 
 // seen is what asking for one digest brought.
 type seen struct {
 	m         *manifest
-	referrers []descriptor
+	referrers []descriptor // by the API
+	listed    []descriptor // by the fallback tag
 	legacy    []*legacyTag
 }
 
@@ -103,7 +119,7 @@ func (r *Registry) walk(ctx context.Context, from *repository, root pipeline.Dig
 		root: root, nodes: map[pipeline.Digest]*manifest{}, attached: map[pipeline.Digest][]*manifest{},
 		blobs: map[pipeline.Digest]descriptor{},
 	}
-	look, err := r.newLookout(ctx, from, root)
+	look, err := newLookout(ctx, from, root)
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +179,9 @@ func (f found) leads(s seen) (list []found) {
 		list = append(list, found{desc: d, indexes: f.indexes + 1, attachments: f.attachments})
 	}
 	for _, d := range s.referrers {
+		list = append(list, found{desc: d, attachments: f.attachments + 1, subject: s.m.digest, said: true})
+	}
+	for _, d := range s.listed {
 		list = append(list, found{desc: d, attachments: f.attachments + 1, subject: s.m.digest})
 	}
 	for _, l := range s.legacy {
@@ -203,109 +222,3 @@ func (c *closure) add(l Limits, f found, m *manifest) error {
 	return nil
 }
 
-// lookout asks one repository what belongs to a digest, with as few questions
-// as that repository allows.
-type lookout struct {
-	from *repository
-	api  bool // it has the referrers API
-	root pipeline.Digest
-	// ofRoot is what the API said when it was tried with the root.
-	ofRoot []descriptor
-	// tags of the repository, nil when there are too many or no list: then each
-	// tag is asked for.
-	tags map[string]bool
-}
-
-func (r *Registry) newLookout(ctx context.Context, from *repository, root pipeline.Digest) (*lookout, error) {
-	l := &lookout{from: from, root: root}
-	var err error
-	if l.ofRoot, l.api, err = from.referrers(ctx, root); err != nil {
-		return nil, err
-	}
-	tags, more, err := from.tags(ctx, r.limits.TagPages)
-	switch {
-	case err != nil && (statusOf(err) == 0 || statusOf(err) >= 500):
-		return nil, err
-	case err == nil && !more:
-		l.tags = make(map[string]bool, len(tags))
-		for _, t := range tags {
-			l.tags[t] = true
-		}
-	}
-	return l, nil
-}
-
-// round asks for all of these at once.
-func (l *lookout) round(ctx context.Context, list []found) ([]seen, error) {
-	out := make([]seen, len(list))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(l.from.r.parallel)
-	for i, f := range list {
-		g.Go(func() error {
-			s, err := l.see(ctx, f)
-			out[i] = s
-			return err
-		})
-	}
-	return out, g.Wait()
-}
-
-func (l *lookout) see(ctx context.Context, f found) (s seen, err error) {
-	p, limits := l.from, l.from.r.limits
-	if s.m = f.legacy; s.m == nil {
-		got, err := p.get(ctx, string(f.desc.Digest))
-		if f.subject != "" && errors.Is(err, pipeline.ErrNotFound) {
-			return s, nil // listed and not there: there is nothing to bring
-		}
-		if err != nil {
-			return s, err
-		}
-		desc := f.desc
-		if desc.MediaType == "" {
-			desc = descriptor{}
-		}
-		if s.m, err = limits.parse(got, desc); err != nil {
-			return s, fmt.Errorf("%s: %w", p, err)
-		}
-	}
-	digest := s.m.digest
-	switch {
-	case l.api && digest == l.root:
-		s.referrers = slices.Clone(l.ofRoot)
-	case l.api:
-		if s.referrers, _, err = p.referrers(ctx, digest); err != nil {
-			return s, err
-		}
-	}
-	// A registry that got the API later may still have lists from before.
-	if l.mayHave(referrerTag(digest)) && (!l.api || l.tags != nil) {
-		list, err := p.fallback(ctx, digest)
-		if err != nil {
-			return s, err
-		}
-		s.referrers = append(s.referrers, list...)
-	}
-	for _, tag := range legacyTags(digest) {
-		if !l.mayHave(tag) {
-			continue
-		}
-		got, err := p.get(ctx, tag)
-		if errors.Is(err, pipeline.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return s, err
-		}
-		m, err := limits.parse(got, descriptor{})
-		if err == nil && m.index {
-			err = refuse("it is an index, not a manifest with one layer for each signature")
-		}
-		if err != nil {
-			return s, fmt.Errorf("legacy tag %s: %w", imageName(p, tag), err)
-		}
-		s.legacy = append(s.legacy, &legacyTag{subject: digest, tag: tag, m: m})
-	}
-	return s, nil
-}
-
-func (l *lookout) mayHave(tag string) bool { return l.tags == nil || l.tags[tag] }

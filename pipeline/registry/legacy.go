@@ -15,8 +15,8 @@ type legacyTag struct {
 	subject pipeline.Digest
 	tag     string
 	m       *manifest
-	// what the destination's tag named when it was brought up to date
-	at pipeline.Digest
+	// now is what the destination's tag named when it was brought up to date.
+	now *manifest
 }
 
 // bring puts a legacy tag into the destination, whose blobs are there. Where
@@ -34,8 +34,8 @@ func (r *Registry) bring(ctx context.Context, from, to *repository, t *legacyTag
 			return err
 		}
 		body, mediaType := t.m.body, t.m.mediaType
+		t.now = t.m
 		if !missing {
-			t.at = now.digest
 			if now.digest == t.m.digest {
 				return nil
 			}
@@ -43,6 +43,7 @@ func (r *Registry) bring(ctx context.Context, from, to *repository, t *legacyTag
 			if err != nil {
 				return fmt.Errorf("legacy tag %s: %w", imageName(to, t.tag), err)
 			}
+			t.now = there
 			if body, err = r.union(ctx, from, to, there, t.m); err != nil {
 				return fmt.Errorf("legacy tag %s: %w", imageName(to, t.tag), err)
 			}
@@ -50,12 +51,14 @@ func (r *Registry) bring(ctx context.Context, from, to *repository, t *legacyTag
 				return nil // it has every layer already
 			}
 			mediaType = there.mediaType
+			if t.now, err = r.limits.parse(raw{digest: hash(body), body: body, contentType: mediaType}, descriptor{}); err != nil {
+				return fmt.Errorf("legacy tag %s, with what both have: %w", imageName(to, t.tag), err)
+			}
 		}
-		if err := to.put(ctx, t.tag, mediaType, body); err != nil {
+		if _, err := to.put(ctx, t.tag, mediaType, body); err != nil {
 			return err
 		}
-		t.at = hash(body)
-		return to.confirm(ctx, t.tag, t.at)
+		return to.confirm(ctx, t.tag, t.now.digest)
 	})
 }
 

@@ -112,8 +112,14 @@ func (l *limiters) hold(ctx context.Context, hosts ...string) (_ context.Context
 
 // slot takes a slot of the host, or uses the one that the context holds.
 func (l *limiters) slot(ctx context.Context, host string) (release func(), err error) {
-	if held, _ := ctx.Value(heldKey{}).([]string); slices.Contains(held, host) {
+	if holds(ctx, host) {
 		return func() {}, nil
 	}
 	return l.of(host).acquire(ctx)
+}
+
+// holds reports whether the context holds a slot of the host.
+func holds(ctx context.Context, host string) bool {
+	held, _ := ctx.Value(heldKey{}).([]string)
+	return slices.Contains(held, host)
 }

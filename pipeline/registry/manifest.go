@@ -115,11 +115,22 @@ func (p *repository) get(ctx context.Context, ref string) (raw, error) {
 		}
 		return nil
 	})
-	return got, p.r.explain(p.host, "read manifest", imageName(p, ref), err)
+	if err != nil {
+		return got, p.r.explain(p.host, "read manifest", imageName(p, ref), err)
+	}
+	p.r.cache.put(p.String(), got)
+	return got, nil
+}
+
+// accepted is what a registry says when it takes a manifest.
+type accepted struct {
+	digest  string // Docker-Content-Digest
+	subject string // OCI-Subject: it keeps the manifest in its list of referrers
 }
 
 // put writes a manifest under a tag or its digest. It does not read it back.
-func (p *repository) put(ctx context.Context, ref, mediaType string, body []byte) error {
+func (p *repository) put(ctx context.Context, ref, mediaType string, body []byte) (accepted, error) {
+	var said accepted
 	err := p.r.again(ctx, func() error {
 		res, err := p.do(ctx, request{
 			method: http.MethodPut, url: p.url("manifests/"+ref, nil),
@@ -129,17 +140,28 @@ func (p *repository) put(ctx context.Context, ref, mediaType string, body []byte
 			return err
 		}
 		defer closeBody(res)
-		return checkStatus(res, http.StatusCreated, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
+		if err := checkStatus(res, http.StatusCreated, http.StatusOK, http.StatusAccepted, http.StatusNoContent); err != nil {
+			return err
+		}
+		said = accepted{digest: res.Header.Get("Docker-Content-Digest"), subject: res.Header.Get("OCI-Subject")}
+		return nil
 	})
-	return p.r.explain(p.host, "write manifest", imageName(p, ref), err)
+	if err != nil {
+		return accepted{}, p.r.explain(p.host, "write manifest", imageName(p, ref), err)
+	}
+	p.r.cache.put(p.String(), raw{digest: hash(body), body: body, contentType: mediaType})
+	return said, nil
 }
+
+// errNotThere: what was accepted, or was verified before, cannot be read.
+var errNotThere = errors.New("it is not there")
 
 // confirm reads a manifest back after a PUT.
 func (p *repository) confirm(ctx context.Context, ref string, want pipeline.Digest) error {
 	got, err := p.get(ctx, ref)
 	switch {
 	case errors.Is(err, pipeline.ErrNotFound):
-		return fmt.Errorf("registry %s accepted %s but does not have it", p.host, imageName(p, ref))
+		return fmt.Errorf("registry %s accepted %s but does not have it%w", p.host, imageName(p, ref), silent{errNotThere})
 	case err != nil:
 		return fmt.Errorf("read back what was written: %w", err)
 	}
@@ -148,6 +170,21 @@ func (p *repository) confirm(ctx context.Context, ref string, want pipeline.Dige
 			imageName(p, ref), got.digest, want)
 	}
 	return nil
+}
+
+// silent is an error for errors.Is alone, whose words the message has already.
+type silent struct{ error }
+
+func (silent) Error() string   { return "" }
+func (s silent) Unwrap() error { return s.error }
+
+// cached returns a manifest that this process read in the repository, or wrote
+// to it, without asking whether it is still there. What was not is read.
+func (p *repository) cached(ctx context.Context, d pipeline.Digest) (raw, error) {
+	if got, ok := p.r.cache.get(p.String(), d); ok {
+		return got, nil
+	}
+	return p.get(ctx, string(d))
 }
 
 // parse checks a manifest against the limits and the descriptor that led to it

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/dray-project/dray/pipeline"
@@ -25,3 +26,50 @@ type Memory interface {
 	// Forget removes the entries; what is not there is no error.
 	Forget(ctx context.Context, repository string, digests []pipeline.Digest) error
 }
+
+// known asks the memory for what was verified in the repository.
+func (p *repository) known(ctx context.Context, digests []pipeline.Digest) map[pipeline.Digest]pipeline.Content {
+	if p.r.memory == nil || len(digests) == 0 {
+		return nil
+	}
+	known, err := p.r.memory.Known(ctx, p.String(), digests, p.r.memoryAge)
+	if err != nil {
+		p.r.log.WarnContext(ctx, "what was verified before is not known, so everything is asked for again",
+			"repository", p.String(), "error", err)
+		return nil
+	}
+	return known
+}
+
+// remember notes what was verified, also when the work is being cancelled.
+func (p *repository) remember(ctx context.Context, contents []pipeline.Content) {
+	if p.r.memory == nil || len(contents) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), memoryPatience)
+	defer cancel()
+	if err := p.r.memory.Remember(ctx, p.String(), contents); err != nil {
+		p.r.log.WarnContext(ctx, "what was verified is not remembered, and will be asked for again",
+			"repository", p.String(), "error", err)
+	}
+}
+
+// forget drops what turned out not to be there. An error is the caller's: a
+// memory that keeps what is wrong would be believed again.
+func (p *repository) forget(ctx context.Context, digests []pipeline.Digest) error {
+	for _, d := range digests {
+		p.r.cache.forget(p.String(), d)
+	}
+	if p.r.memory == nil || len(digests) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), memoryPatience)
+	defer cancel()
+	if err := p.r.memory.Forget(ctx, p.String(), digests); err != nil {
+		return fmt.Errorf("forget what is not in %s any more: %w", p, err)
+	}
+	return nil
+}
+
+// memoryPatience bounds how long a copy that is over waits for its memory.
+const memoryPatience = 5 * time.Second

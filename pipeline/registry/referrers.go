@@ -26,8 +26,11 @@ func legacyTags(subject pipeline.Digest) []string {
 }
 
 // referrers asks the referrers API. ok is false when the registry does not have
-// it.
+// it; for some minutes it is then not asked again.
 func (p *repository) referrers(ctx context.Context, subject pipeline.Digest) (list []descriptor, ok bool, err error) {
+	if p.r.learned.lacksAPI(p.String()) {
+		return nil, false, nil
+	}
 	at := p.url("referrers/"+string(subject), nil)
 	for pages := 0; at != nil; pages++ {
 		var page []descriptor
@@ -66,6 +69,7 @@ func (p *repository) referrers(ctx context.Context, subject pipeline.Digest) (li
 		if err != nil {
 			return nil, false, p.r.explain(p.host, "list the referrers of", imageName(p, string(subject)), err)
 		}
+		p.r.learned.noteAPI(p.String(), ok)
 		if !ok {
 			return nil, false, nil
 		}
@@ -145,7 +149,7 @@ func (p *repository) attach(ctx context.Context, subject pipeline.Digest, refs [
 			missing = append(missing, m)
 			// It was pushed before the registry had the API, or the registry lost
 			// the entry: a push with a subject enters it.
-			if err := p.put(ctx, string(m.digest), m.mediaType, m.body); err != nil {
+			if _, err := p.put(ctx, string(m.digest), m.mediaType, m.body); err != nil {
 				return err
 			}
 		}
@@ -184,7 +188,7 @@ func (p *repository) attachFallback(ctx context.Context, subject pipeline.Digest
 		if !changed {
 			return nil
 		}
-		if err := p.put(ctx, tag, string(types.OCIImageIndex), body); err != nil {
+		if _, err := p.put(ctx, tag, string(types.OCIImageIndex), body); err != nil {
 			return err
 		}
 		return p.confirm(ctx, tag, hash(body))

@@ -29,7 +29,8 @@ type Config struct {
 	// is asked for every time.
 	Memory Memory
 	// MemoryAge is how long an entry of Memory is believed; 24 h. A registry that
-	// collects garbage behind Dray's back is noticed after that at the latest.
+	// collects garbage behind Dray's back is noticed after that at the latest,
+	// and before where it refuses a manifest that names what it lost.
 	MemoryAge time.Duration
 	// MaxParallel is how many requests may be in flight to one host, from 1 to
 	// 256; 0 means 8.
@@ -84,6 +85,11 @@ type Registry struct {
 	log       *slog.Logger
 	transport *transport
 	roots     http.RoundTripper // transport with the user agent
+	bare      *http.Client      // for hosts that want no credentials
+	memory    Memory
+	memoryAge time.Duration
+	cache     *cache
+	learned   *learned
 
 	mu       sync.Mutex
 	sessions map[string]*session // by registry and scopes
@@ -107,6 +113,12 @@ func New(_ context.Context, c Config) (*Registry, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.MemoryAge < 0 {
+		return nil, fmt.Errorf("registry: what was verified is believed for %s: want a time above 0, or 0 for the default", c.MemoryAge)
+	}
+	if c.MemoryAge == 0 {
+		c.MemoryAge = 24 * time.Hour
+	}
 	r := &Registry{
 		hosts:    make(map[string]pipeline.RegistryHost, len(c.Hosts)),
 		locker:   c.Locker,
@@ -115,6 +127,9 @@ func New(_ context.Context, c Config) (*Registry, error) {
 		parallel: c.MaxParallel,
 		log:      c.Log,
 		sessions: map[string]*session{},
+		memory:   c.Memory, memoryAge: c.MemoryAge,
+		cache:   newCache(c.MemoryAge, c.Now),
+		learned: newLearned(c.Now),
 	}
 	for i, h := range c.Hosts {
 		host, err := canonicalHost(h.Host)
@@ -135,6 +150,7 @@ func New(_ context.Context, c Config) (*Registry, error) {
 	}
 	r.transport = newTransport(r.hosts, c.MaxParallel, r.timing, c.Log, c.Now)
 	r.roots = userAgent(r.transport)
+	r.bare = httpClient(r.roots)
 	return r, nil
 }
 

@@ -119,8 +119,10 @@ func (r *Registry) TagHolds(ctx context.Context, repository, tag string) (pipeli
 	return got.digest, err == nil, err
 }
 
-// Tag implements pipeline.Registry. It writes only if the tag names something
-// else. Whether a tag may move is the caller's decision.
+// Tag implements pipeline.Registry. It does not ask what the tag names before it
+// writes: whether a tag may move is the caller's decision, and writing what is
+// there already changes nothing. A registry that refuses it is asked whether
+// that is because the tag, which it does not move, names the image already.
 func (r *Registry) Tag(ctx context.Context, img pipeline.Image, tag string) error {
 	repo, err := r.openTag(img.Repository, tag, ggcr.PushScope)
 	if err != nil {
@@ -129,14 +131,7 @@ func (r *Registry) Tag(ctx context.Context, img pipeline.Image, tag string) erro
 	if _, err := pipeline.ParseDigest(string(img.Digest)); err != nil {
 		return pipeline.Permanent(err)
 	}
-	now, err := repo.get(ctx, tag)
-	if err != nil && !errors.Is(err, pipeline.ErrNotFound) {
-		return err
-	}
-	if err == nil && now.digest == img.Digest {
-		return nil
-	}
-	got, err := repo.get(ctx, string(img.Digest))
+	got, err := repo.cached(ctx, img.Digest)
 	if err != nil {
 		return fmt.Errorf("tag %s as %q: %w", img, tag, err)
 	}
@@ -144,8 +139,11 @@ func (r *Registry) Tag(ctx context.Context, img pipeline.Image, tag string) erro
 	if err != nil {
 		return fmt.Errorf("tag %s as %q: %w", img, tag, err)
 	}
-	if err := repo.put(ctx, tag, m.mediaType, m.body); err != nil {
-		return err
+	if _, err := repo.put(ctx, tag, m.mediaType, m.body); err != nil {
+		if !pipeline.IsPermanent(err) || repo.confirm(ctx, tag, img.Digest) != nil {
+			return err
+		}
+		return nil
 	}
 	return repo.confirm(ctx, tag, img.Digest)
 }

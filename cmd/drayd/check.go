@@ -116,7 +116,7 @@ func (p *parts) checkRegistries(ctx context.Context, report reporter, try func(f
 		seen[repository] = true
 		var good string
 		err := try(func(ctx context.Context) error {
-			c, err := p.registry.Probe(ctx, repository)
+			c, err := p.registry.Reach(ctx, repository)
 			good = "answers, no referrers API (the fallback tag is used)"
 			if c.Referrers {
 				good = "answers, with the referrers API"

@@ -221,4 +221,3 @@ func (c *closure) add(l Limits, f found, m *manifest) error {
 	}
 	return nil
 }
-

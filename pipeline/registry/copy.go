@@ -63,15 +63,19 @@ func (r *Registry) copy(ctx context.Context, img pipeline.Image, repo string) (p
 		return none, err
 	}
 	t := &transfer{r: r, from: from, to: to, c: c, look: look, known: to.known(ctx, c.digests())}
+	if look {
+		root := c.nodes[c.root]
+		t.known = map[pipeline.Digest]pipeline.Content{root.digest: root.content("")} // it was read a moment ago
+	}
 	err = t.run(ctx)
-	if err != nil && !t.look && isPartMissing(err) {
+	if !t.look && errors.Is(err, errNotThere) {
 		// What was remembered, or what the registry said, is not so any more.
 		r.log.WarnContext(ctx, "the destination lacks what it had: the copy is made again, asking for everything",
 			"image", img.String(), "destination", repo, "error", err)
 		if err := to.forget(ctx, c.digests()); err != nil {
 			return none, err
 		}
-		t = &transfer{r: r, from: from, to: to, c: c, look: true}
+		t = &transfer{r: r, from: from, to: to, c: c, look: true, done: pipeline.Copied{Sent: t.done.Sent}}
 		err = t.run(ctx)
 	}
 	to.remember(ctx, t.confirmed)
@@ -91,16 +95,6 @@ func (p *repository) holds(ctx context.Context, d pipeline.Digest) (bool, error)
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// isPartMissing reports whether a registry refused a manifest because it lacks
-// what that names, or lacks what it had accepted.
-func isPartMissing(err error) bool {
-	if errors.Is(err, errNotThere) {
-		return true
-	}
-	var s *statusError
-	return errors.As(err, &s) && (s.has("MANIFEST_BLOB_UNKNOWN") || s.has("BLOB_UNKNOWN") || s.has("MANIFEST_UNKNOWN"))
 }
 
 // transfer brings a closure to its destination.
@@ -306,7 +300,7 @@ func (c *closure) contents() []pipeline.Content {
 	}
 	for _, l := range c.legacy {
 		all[l.now.digest] = l.now.content(l.subject)
-		for _, d := range l.now.blobs() {
+		if d := l.now.config; d != nil {
 			all[d.Digest] = pipeline.Content{Digest: d.Digest, Size: d.Size}
 		}
 	}

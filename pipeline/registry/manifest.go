@@ -106,7 +106,7 @@ func (p *repository) get(ctx context.Context, ref string) (raw, error) {
 		}
 		got = raw{digest: hash(body), body: body, contentType: res.Header.Get("Content-Type")}
 		if strings.HasPrefix(ref, "sha256:") && ref != string(got.digest) {
-			err := fmt.Errorf("what came has the digest %s: it was changed on the way or in the registry", got.digest)
+			err := &changedError{pipeline.Digest(ref), got.digest}
 			if got.digest == wrong {
 				return pipeline.Permanent(err) // the same again is no accident of the line
 			}
@@ -147,13 +147,19 @@ func (p *repository) put(ctx context.Context, ref, mediaType string, body []byte
 		return nil
 	})
 	if err != nil {
-		return accepted{}, p.r.explain(p.host, "write manifest", imageName(p, ref), err)
+		s := (*statusError)(nil)
+		lacking := errors.As(err, &s) && (s.has("MANIFEST_BLOB_UNKNOWN") || s.has("BLOB_UNKNOWN") || s.has("MANIFEST_UNKNOWN"))
+		if err = p.r.explain(p.host, "write manifest", imageName(p, ref), err); lacking {
+			err = fmt.Errorf("%w%w", err, silent{errNotThere})
+		}
+		return accepted{}, err
 	}
 	p.r.cache.put(p.String(), raw{digest: hash(body), body: body, contentType: mediaType})
 	return said, nil
 }
 
-// errNotThere: what was accepted, or was verified before, cannot be read.
+// errNotThere: a repository lacks what it accepted, or refused a manifest because
+// it lacks what that names.
 var errNotThere = errors.New("it is not there")
 
 // confirm reads a manifest back after a PUT.

@@ -31,10 +31,10 @@ type Capabilities struct {
 	PushError string `json:"pushError,omitempty"`
 }
 
-// Probe tries to reach a registry ("registry.example:5000") or a repository in
+// Reach tries to reach a registry ("registry.example:5000") or a repository in
 // it ("registry.example:5000/team/app") with the credentials that are set. It
 // leaves nothing behind.
-func (r *Registry) Probe(ctx context.Context, target string) (Capabilities, error) {
+func (r *Registry) Reach(ctx context.Context, target string) (Capabilities, error) {
 	host, path, _ := strings.Cut(target, "/")
 	if path == "" {
 		path = "dray/probe" // its existence does not matter: only the registry is asked
@@ -45,20 +45,8 @@ func (r *Registry) Probe(ctx context.Context, target string) (Capabilities, erro
 	}
 	set := r.hosts[p.host]
 	c := Capabilities{Host: p.host, PlainHTTP: set.PlainHTTP, Authenticated: set.Username != ""}
-	// The repository's name is part of the token's scope; the base endpoint says
-	// whether the token is good.
-	err = r.again(ctx, func() error {
-		base := p.url("", nil)
-		base.Path = "/v2/"
-		res, err := p.do(ctx, request{method: http.MethodGet, url: base})
-		if err != nil {
-			return err
-		}
-		defer closeBody(res)
-		return checkStatus(res, http.StatusOK)
-	})
-	if err != nil {
-		return c, r.explain(p.host, "reach", "registry "+p.host, err)
+	if err := p.reach(ctx); err != nil {
+		return c, err
 	}
 	if !strings.Contains(target, "/") {
 		return c, nil
@@ -72,7 +60,7 @@ func (r *Registry) Probe(ctx context.Context, target string) (Capabilities, erro
 	if p, err = r.open(target, ggcr.PushScope); err != nil {
 		return c, err
 	}
-	upload, err := p.start(ctx, p, descriptor{Digest: nothing}, false)
+	upload, _, err := p.start(ctx, "", descriptor{Digest: nothing})
 	if err == nil {
 		c.Push = true
 		p.abandon(ctx, upload)
@@ -84,4 +72,20 @@ func (r *Registry) Probe(ctx context.Context, target string) (Capabilities, erro
 		return c, nil
 	}
 	return c, err
+}
+
+// reach asks the base endpoint whether this is a registry that takes our token;
+// the repository's name is part of the token's scope.
+func (p *repository) reach(ctx context.Context) error {
+	err := p.r.again(ctx, func() error {
+		base := p.url("", nil)
+		base.Path = "/v2/"
+		res, err := p.do(ctx, request{method: http.MethodGet, url: base})
+		if err != nil {
+			return err
+		}
+		defer closeBody(res)
+		return checkStatus(res, http.StatusOK)
+	})
+	return p.r.explain(p.host, "reach", "registry "+p.host, err)
 }

@@ -5,12 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/Masterminds/semver/v3"
 
 	"github.com/dray-project/dray/pipeline"
 )
@@ -34,6 +31,13 @@ type Memory struct {
 	placements map[pipeline.PromotionID]pipeline.Placement
 	tags       []memoryTag
 	locks      map[string]chan struct{}
+	// Clock is the database's; nil means the machine's.
+	Clock   func() time.Time
+	waiting memoryWaiting
+	drifts  []pipeline.Drift
+	// Exceptions and VEX are handed out as they are.
+	Exceptions []pipeline.Exception
+	VEX        []pipeline.VEXDocument
 }
 
 type memoryStage struct {
@@ -60,6 +64,7 @@ func NewMemory(f *Faults) *Memory {
 		byKey: map[[2]string]pipeline.PromotionID{}, deliveries: map[[2]string]pipeline.RunID{}, events: map[string]pipeline.RunID{},
 		stages: map[pipeline.JobID]map[pipeline.Stage]*memoryStage{}, log: map[pipeline.JobID][]pipeline.JobEvent{},
 		placements: map[pipeline.PromotionID]pipeline.Placement{}, locks: map[string]chan struct{}{},
+		waiting: newMemoryWaiting(),
 	}
 }
 
@@ -155,48 +160,6 @@ func (m *Memory) Retry(_ context.Context, id pipeline.RunID, requestedBy string)
 	return r, created, err
 }
 
-// Promote is the intake of a promotion.
-func (m *Memory) Promote(_ context.Context, r pipeline.PromotionRequest) (p pipeline.Promotion, created bool, err error) {
-	err = m.write("Promote", func() error {
-		repository, digest, err := splitImage(r.Image)
-		if err != nil {
-			return err
-		}
-		key := [2]string{r.RequestedBy, r.IdempotencyKey}
-		if id, ok := m.byKey[key]; ok && r.IdempotencyKey != "" {
-			p = *m.promotions[id]
-			if p.Environment != r.Environment || p.Image.Digest != digest ||
-				(repository != "" && repository != p.Image.Repository) || (r.Project != "" && r.Project != p.Project) {
-				return fmt.Errorf("idempotency key %q was used for another request: %w", r.IdempotencyKey, pipeline.ErrConflict)
-			}
-			return nil
-		}
-		rec, err := m.promotable(r, repository, digest)
-		if err != nil {
-			return err
-		}
-		project := m.projects[rec.Project]
-		if _, ok := project.Environment(r.Environment); !ok {
-			var names []string
-			for _, e := range project.Environments {
-				names = append(names, e.Name)
-			}
-			return fmt.Errorf("environment %q: project %s has %s: %w", r.Environment, project.Name, strings.Join(names, ", "), pipeline.ErrInvalid)
-		}
-		now := time.Now().UTC()
-		p = pipeline.Promotion{ID: pipeline.NewPromotionID(now), Project: rec.Project, Image: rec.Built.Image,
-			Environment: r.Environment, RequestedBy: r.RequestedBy, State: pipeline.StateQueued, CreatedAt: now}
-		stored := p
-		m.promotions[p.ID] = &stored
-		if r.IdempotencyKey != "" {
-			m.byKey[key] = p.ID
-		}
-		created = true
-		return nil
-	})
-	return p, created, err
-}
-
 func splitImage(s string) (repository string, d pipeline.Digest, err error) {
 	if strings.Contains(s, "@") {
 		img, err := pipeline.ParseImage(s)
@@ -227,7 +190,7 @@ func (m *Memory) promotable(r pipeline.PromotionRequest, repository string, d pi
 	case len(projects) == 0:
 		return rec, fmt.Errorf("image %s: it is recorded in %s: %w", r.Image, strings.Join(places, ", "), pipeline.ErrInvalid)
 	case len(projects) > 1:
-		sort.Strings(projects)
+		slices.Sort(projects)
 		return rec, fmt.Errorf("image %s is in projects %s: %w", r.Image, strings.Join(projects, ", "), pipeline.ErrAmbiguous)
 	case !rec.Decision.Passed:
 		return rec, fmt.Errorf("image %s: %w: %s", r.Image, pipeline.ErrRefused, rec.Decision.Reason())
@@ -308,7 +271,7 @@ func (m *Memory) StartStage(_ context.Context, job pipeline.JobID, stage pipelin
 		}
 		s.attempt++
 		s.failed = false
-		if *state == pipeline.StateQueued {
+		if *state == pipeline.StateQueued || *state == pipeline.StateWaiting {
 			*state = pipeline.StateRunning
 			m.append(job, pipeline.JobEvent{Kind: pipeline.KindState, State: string(*state)})
 			if r, ok := m.runs[pipeline.RunID(job)]; ok {
@@ -367,8 +330,16 @@ func (m *Memory) Holds(_ context.Context, c pipeline.Claim) error {
 
 // finish records outcome if the claim holds; more, if not nil, runs in the same transaction.
 func (m *Memory) finish(c pipeline.Claim, outcome any, more func()) error {
+	return m.finishIf(c, outcome, nil, more)
+}
+
+// finishIf is finish, unless refuse has an error.
+func (m *Memory) finishIf(c pipeline.Claim, outcome any, refuse func() error, more func()) error {
 	return m.write("Finish("+string(c.Stage)+")", func() error {
 		s, err := m.holds(c)
+		if err == nil && refuse != nil {
+			err = refuse()
+		}
 		if err != nil {
 			return err
 		}
@@ -477,69 +448,15 @@ func (m *Memory) ImageRecord(_ context.Context, project string, d pipeline.Diges
 	return rec, err
 }
 
-// RecordPlacement implements pipeline.Store.
-func (m *Memory) RecordPlacement(_ context.Context, c pipeline.Claim, p pipeline.Placement) error {
-	return m.finish(c, p.Copied, func() {
-		m.placements[pipeline.PromotionID(c.Job)] = p
-		img := p.Copied.Image
-		m.promotions[pipeline.PromotionID(c.Job)].Destination = &img
-	})
-}
-
-// RecordDecision implements pipeline.Store.
-func (m *Memory) RecordDecision(_ context.Context, c pipeline.Claim, d pipeline.Decision) error {
-	return m.finish(c, d, func() { m.promotions[pipeline.PromotionID(c.Job)].Decision = &d })
-}
-
-// RecordTags implements pipeline.Store.
-func (m *Memory) RecordTags(_ context.Context, c pipeline.Claim, moves []pipeline.TagMove) error {
-	return m.finish(c, moves, func() {
-		run, isRun := m.runs[pipeline.RunID(c.Job)]
-		project := ""
-		if isRun {
-			project = run.Project
-		} else {
-			p := m.promotions[pipeline.PromotionID(c.Job)]
-			project, p.Tags = p.Project, moves
-		}
-		for _, mv := range moves {
-			if mv.Held {
-				m.tags = append(m.tags, memoryTag{project, mv, isRun})
-			}
-		}
-		m.end(c.Job, pipeline.Ending{State: pipeline.StateSucceeded})
-	})
-}
-
 func (m *Memory) end(job pipeline.JobID, e pipeline.Ending) {
-	now := time.Now().UTC()
+	now := m.now()
 	if r, ok := m.runs[pipeline.RunID(job)]; ok {
 		r.State, r.Reason, r.FinishedAt = e.State, e.Reason, &now
 	} else if p, ok := m.promotions[pipeline.PromotionID(job)]; ok {
 		p.State, p.Reason, p.FinishedAt = e.State, e.Reason, &now
+		m.leave(p.ID)
 	}
 	m.append(job, pipeline.JobEvent{Kind: pipeline.KindState, State: string(e.State), Message: e.Reason})
-}
-
-// ImageVersions implements pipeline.Store.
-func (m *Memory) ImageVersions(_ context.Context, project string, d pipeline.Digest) (versions []string, err error) {
-	err = m.write("ImageVersions", func() error {
-		seen := map[string]bool{}
-		var parsed []*semver.Version
-		for _, t := range m.tags {
-			v, verr := semver.StrictNewVersion(t.move.Tag)
-			if verr == nil && t.byRun && t.project == project && t.move.To == d && !seen[t.move.Tag] {
-				seen[t.move.Tag] = true
-				parsed = append(parsed, v)
-			}
-		}
-		sort.Slice(parsed, func(i, j int) bool { return parsed[i].GreaterThan(parsed[j]) })
-		for _, v := range parsed {
-			versions = append(versions, v.Original())
-		}
-		return nil
-	})
-	return versions, err
 }
 
 // End implements pipeline.Store.

@@ -288,7 +288,7 @@ func record(project string, run pipeline.RunID, b pipeline.Built, passed bool) p
 		Project: project, Run: run, Built: b,
 		Report: pipeline.Report{ScannedAt: sampleTime, Scanner: "trivy v0.0.0",
 			Database: pipeline.VulnerabilityDatabase{Reference: "db.example/db:2", Digest: DigestOf("db"), UpdatedAt: sampleTime.Add(-time.Hour)}},
-		Decision: pipeline.Decision{Passed: passed, GateRules: SampleProject(project).Gate, EvaluatedAt: sampleTime,
+		Decision: pipeline.Decision{Passed: passed, Policy: pipeline.PolicyVersion{Project: project, Version: 1, Gate: SampleProject(project).BuildGate()}, EvaluatedAt: sampleTime,
 			Rules: []pipeline.RuleResult{{Rule: "severity", Passed: passed, Reason: "because"}}},
 	}
 	rec.Decision.Database = rec.Report.Database
@@ -354,6 +354,6 @@ func (x *suite) released(project, ref, what string, tags ...string) (pipeline.Ru
 	for _, tag := range tags {
 		moves = append(moves, pipeline.TagMove{Repository: rec.Built.Image.Repository, Tag: tag, To: rec.Built.Image.Digest, Moved: true, Held: true})
 	}
-	x.must(x.s.RecordTags(x.ctx, x.start(id.Job(), pipeline.StageTag), moves))
+	x.must(x.s.RecordTags(x.ctx, x.start(id.Job(), pipeline.StageTag), moves, nil))
 	return id, rec
 }

@@ -31,7 +31,7 @@ func testRunRecords(x *suite) {
 		{Repository: b.Image.Repository, Tag: "1.0.0", To: b.Image.Digest, Moved: true, Held: true},
 		{Repository: b.Image.Repository, Tag: "latest", From: DigestOf("newer"), To: b.Image.Digest, Note: "stays with 2.0.0"},
 	}
-	x.must(x.s.RecordTags(x.ctx, x.start(job, pipeline.StageTag), moves))
+	x.must(x.s.RecordTags(x.ctx, x.start(job, pipeline.StageTag), moves, nil))
 	r := x.run(id)
 	if r.State != pipeline.StateSucceeded || r.Reason != "" || r.FinishedAt == nil {
 		x.Fatalf("after tag the run is %+v, want it succeeded", r)
@@ -133,7 +133,7 @@ func testVersions(x *suite) {
 		{Repository: rec.Built.Image.Repository, Tag: "1.10.0-rc.1", To: digest, Moved: true, Held: true},
 		{Repository: rec.Built.Image.Repository, Tag: "1.2.0", To: digest, Held: true},
 		{Repository: rec.Built.Image.Repository, Tag: "3.0.0", From: DigestOf("other"), To: digest, Note: "not held"},
-	}))
+	}, nil))
 	// Another image and another project have versions of their own.
 	x.released("app", "refs/tags/v9.0.0", "two", "9.0.0")
 	x.released("web", "refs/tags/v8.0.0", "one", "8.0.0")
@@ -141,16 +141,13 @@ func testVersions(x *suite) {
 	p, _, err := x.s.Promote(x.ctx, pipeline.PromotionRequest{Image: string(digest), Project: "app", Environment: "prod", RequestedBy: "grace"})
 	x.must(err)
 	x.must(x.s.RecordTags(x.ctx, x.start(p.ID.Job(), pipeline.StageTag), []pipeline.TagMove{
-		{Repository: "prod.example/acme/app", Tag: "7.0.0", To: digest, Moved: true, Held: true}}))
+		{Repository: "prod.example/acme/app", Tag: "7.0.0", To: digest, Moved: true, Held: true}}, nil))
 
-	got, err := x.s.ImageVersions(x.ctx, "app", digest)
-	x.must(err)
+	got := x.versions("app", digest)
 	if strings.Join(got, " ") != "1.10.0-rc.1 1.2.0" {
 		x.Fatalf("versions are %q, want 1.10.0-rc.1 and 1.2.0", got)
 	}
-	got, err = x.s.ImageVersions(x.ctx, "app", DigestOf("unknown"))
-	x.must(err)
-	if len(got) != 0 {
+	if got := x.versions("app", DigestOf("unknown")); len(got) != 0 {
 		x.Fatalf("an unknown image has the versions %q", got)
 	}
 }
@@ -161,8 +158,9 @@ func testPromotionRecords(x *suite) {
 	x.must(err)
 	job := p.ID.Job()
 	x.must(x.s.FinishStage(x.ctx, x.start(job, pipeline.StageAdmit), json.RawMessage(`{}`)))
-	x.must(x.s.RecordDecision(x.ctx, x.start(job, pipeline.StageGate), rec.Decision))
-	x.done(job, pipeline.StageGate, rec.Decision)
+	judged := pipeline.Judged{Decision: rec.Decision, Diff: pipeline.Diff{Project: "app", Environment: p.Environment}}
+	x.must(x.s.RecordDecision(x.ctx, x.start(job, pipeline.StageGate), judged))
+	x.done(job, pipeline.StageGate, judged)
 	got, err := x.s.Promotion(x.ctx, p.ID)
 	x.must(err)
 	x.same(got.Decision, rec.Decision)
@@ -182,11 +180,18 @@ func testPromotionRecords(x *suite) {
 	}
 
 	moves := []pipeline.TagMove{{Repository: dest.Repository, Tag: "1.0.0", To: dest.Digest, Moved: true, Held: true, Note: "new"}}
-	x.must(x.s.RecordTags(x.ctx, x.start(job, pipeline.StageTag), moves))
+	x.must(x.s.RecordTags(x.ctx, x.start(job, pipeline.StageTag), moves, nil))
 	got, err = x.s.Promotion(x.ctx, p.ID)
 	x.must(err)
 	x.same(got.Tags, moves)
 	if got.State != pipeline.StateSucceeded || got.FinishedAt == nil {
 		x.Fatalf("after tag the promotion is %+v, want it succeeded", got)
 	}
+}
+
+func (x *suite) versions(project string, d pipeline.Digest) []string {
+	x.Helper()
+	st, err := x.s.Standing(x.ctx, project, "", d)
+	x.must(err)
+	return st.Versions
 }

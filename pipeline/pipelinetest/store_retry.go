@@ -100,7 +100,7 @@ func testRetry(x *suite) {
 	fourth := x.retry(third.ID)
 
 	// The event is dealt with once a run of it succeeded.
-	x.must(x.s.RecordTags(x.ctx, x.start(fourth.ID.Job(), pipeline.StageTag), nil))
+	x.must(x.s.RecordTags(x.ctx, x.start(fourth.ID.Job(), pipeline.StageTag), nil, nil))
 	for _, id := range []pipeline.RunID{first, second.ID, third.ID, fourth.ID} {
 		refuse(id, pipeline.ErrConflict, string(fourth.ID), "succeeded")
 	}
@@ -166,7 +166,7 @@ func testRetryFindsBuilt(x *suite) {
 		}
 		x.must(x.s.RecordBuilt(x.ctx, x.start(retry.ID.Job(), pipeline.StageBuild), b))
 		x.must(x.s.RecordImage(x.ctx, x.start(retry.ID.Job(), pipeline.StageRecord), record("app", retry.ID, b, true)))
-		x.must(x.s.RecordTags(x.ctx, x.start(retry.ID.Job(), pipeline.StageTag), nil))
+		x.must(x.s.RecordTags(x.ctx, x.start(retry.ID.Job(), pipeline.StageTag), nil, nil))
 		newest, err := x.s.ImageRecord(x.ctx, "app", b.Image.Digest)
 		x.must(err)
 		if newest.Run != retry.ID || !newest.Decision.Passed {

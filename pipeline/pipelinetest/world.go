@@ -29,6 +29,8 @@ type World struct {
 	Findings map[string][]pipeline.Finding
 	// User that images run as.
 	User string
+	// Hygiene of every image.
+	Hygiene pipeline.Hygiene
 
 	mu           sync.Mutex
 	manifests    map[pipeline.Image]bool
@@ -145,9 +147,10 @@ func (w worldScanner) Scan(_ context.Context, img pipeline.Image, platforms []pi
 			if !w.manifests[at] {
 				return fmt.Errorf("scan %s: %w", at, pipeline.ErrNotFound)
 			}
+			hygiene := w.Hygiene
 			pr := pipeline.PlatformReport{Platform: p.Platform, Digest: p.Digest, User: w.User,
 				Packages: []pipeline.Package{{Name: "example.com/lib", Version: "v1.0.0", Type: "gobinary", PURL: "pkg:golang/example.com/lib@v1.0.0"}},
-				SBOM:     json.RawMessage(fmt.Sprintf(`{"bomFormat":"CycloneDX","serialNumber":%q}`, p.Digest))}
+				Hygiene:  &hygiene, SBOM: json.RawMessage(fmt.Sprintf(`{"bomFormat":"CycloneDX","serialNumber":%q}`, p.Digest))}
 			for commit, findings := range w.Findings {
 				if p.Digest == DigestOf("manifest", commit, p.Platform) {
 					pr.Findings = findings
@@ -182,10 +185,10 @@ func (w worldSigner) Attest(_ context.Context, img pipeline.Image, s pipeline.St
 	err = w.Faults.do("signer.Attest", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		payload, err := json.Marshal(map[string]any{
-			"_type": "https://in-toto.io/Statement/v1", "predicateType": s.PredicateType, "predicate": s.Predicate,
-			"subject": []any{map[string]any{"digest": map[string]string{"sha256": img.Digest.Hex()}}},
-		})
+		if !w.manifests[img] {
+			w.t.Errorf("attested %s, which is not in the registry", img)
+		}
+		payload, err := statement(img, s)
 		if err != nil {
 			return err
 		}
@@ -200,6 +203,26 @@ func (w worldSigner) Attest(_ context.Context, img pipeline.Image, s pipeline.St
 		w.attestations[img] = append(w.attestations[img], attested{a, payload})
 		out = []pipeline.Attestation{a}
 		return nil
+	})
+	return out, err
+}
+
+func statement(img pipeline.Image, s pipeline.Statement) (json.RawMessage, error) {
+	return json.Marshal(map[string]any{
+		"_type": "https://in-toto.io/Statement/v1", "predicateType": s.PredicateType, "predicate": s.Predicate,
+		"subject": []any{map[string]any{"digest": map[string]string{"sha256": img.Digest.Hex()}}},
+	})
+}
+
+func (w worldSigner) Seal(_ context.Context, img pipeline.Image, s pipeline.Statement) (out pipeline.Sealed, err error) {
+	err = w.Faults.do("signer.Seal", func() error {
+		payload, err := statement(img, s)
+		if err != nil {
+			return err
+		}
+		envelope, err := json.Marshal(map[string]any{"payloadType": "application/vnd.in-toto+json", "payload": []byte(payload)})
+		out = pipeline.Sealed{Envelope: envelope, Statement: DigestOf(string(payload)), KeyID: KeyID}
+		return err
 	})
 	return out, err
 }
@@ -317,8 +340,79 @@ func (w worldRegistry) Copy(_ context.Context, img pipeline.Image, repository st
 				w.attestations[to] = append(w.attestations[to], a)
 			}
 			c.Manifests++
+			c.Contents = append(c.Contents, w.contents(to)...)
 		}
 		return nil
 	})
 	return c, err
+}
+
+// contents lists a manifest that is there and what is attached to it.
+func (w *World) contents(img pipeline.Image) []pipeline.Content {
+	list := []pipeline.Content{{Digest: img.Digest, Size: 500, Manifest: true}}
+	for _, s := range w.signatures[img] {
+		list = append(list, pipeline.Content{Digest: s.Manifest, Size: 100, Manifest: true, Subject: img.Digest})
+	}
+	for _, a := range w.attestations[img] {
+		list = append(list, pipeline.Content{Digest: a.Manifest, Size: 100, Manifest: true, Subject: img.Digest})
+	}
+	return list
+}
+
+func (w worldRegistry) Audit(_ context.Context, img pipeline.Image, contents []pipeline.Content) (a pipeline.Audit, err error) {
+	err = w.Faults.do("registry.Audit", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		a.Image = img
+		there := map[pipeline.Digest]bool{}
+		for at := range w.manifests {
+			if at.Repository == img.Repository {
+				for _, c := range w.contents(at) {
+					there[c.Digest] = true
+				}
+			}
+		}
+		for _, c := range contents {
+			if !there[c.Digest] {
+				a.Missing = append(a.Missing, c)
+			}
+		}
+		return nil
+	})
+	return a, err
+}
+
+// MoveTag does what somebody with access to the registry could do: it points a
+// tag elsewhere, or removes it where d is empty.
+func (w *World) MoveTag(repository, tag string, d pipeline.Digest) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if d == "" {
+		delete(w.tags[repository], tag)
+		return
+	}
+	w.tags[repository][tag] = d
+}
+
+// VEX reads documents that are JSON arrays of statements and signed with the
+// word "signed".
+type VEX struct{}
+
+// Read implements pipeline.VEXReader.
+func (VEX) Read(doc pipeline.VEXDocument, trustedKeys []string) (out []pipeline.VEXStatement, err error) {
+	if string(doc.Signature) != "signed" || len(trustedKeys) == 0 {
+		return nil, fmt.Errorf("no trusted key has signed it: %w", pipeline.ErrUnverified)
+	}
+	err = json.Unmarshal(doc.Document, &out)
+	return out, err
+}
+
+// Matches implements pipeline.VEXReader.
+func (VEX) Matches(s pipeline.VEXStatement, f pipeline.Finding, img pipeline.Image, _ []pipeline.PlatformImage) bool {
+	for _, v := range s.Vulnerability {
+		if v == f.ID {
+			return len(s.Products) > 0 && s.Products[0].ID == string(img.Digest)
+		}
+	}
+	return false
 }

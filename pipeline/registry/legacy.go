@@ -43,6 +43,13 @@ func (r *Registry) bring(ctx context.Context, from, to *repository, t *legacyTag
 			if err != nil {
 				return fmt.Errorf("legacy tag %s: %w", imageName(to, t.tag), err)
 			}
+			if t.m.includes(there) {
+				// The source's has all of it: nothing is lost with the other.
+				if _, err := to.put(ctx, t.tag, t.m.mediaType, t.m.body); err != nil {
+					return err
+				}
+				return to.confirm(ctx, t.tag, t.m.digest)
+			}
 			t.now = there
 			if body, err = r.union(ctx, from, to, there, t.m); err != nil {
 				return fmt.Errorf("legacy tag %s: %w", imageName(to, t.tag), err)

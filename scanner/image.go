@@ -4,11 +4,10 @@ package scanner
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
 	"fmt"
-	"hash"
 	"io"
+	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,18 +34,26 @@ const (
 // have another image take over the analysis.
 type remoteImage struct {
 	v1.Image
-	ctx    context.Context
-	image  pipeline.Image
-	config *v1.ConfigFile
+	ctx      context.Context
+	image    pipeline.Image
+	manifest *v1.Manifest
+	config   *v1.ConfigFile
 	// digests of the compressed layers by those of the uncompressed ones.
 	digests map[string]string
 	slots   chan struct{}
 	max     int64
 	read    atomic.Int64
 
-	mu       sync.Mutex
-	verified map[string]bool
+	mu sync.Mutex
+	// verified layers, with their lists of files until those are kept.
+	verified map[string]readLayer
 	failed   error
+}
+
+// readLayer is what was learnt of a layer while it was read.
+type readLayer struct {
+	listing []byte
+	size    int64 // unpacked, in bytes
 }
 
 var _ ftypes.Image = (*remoteImage)(nil)
@@ -89,8 +96,8 @@ func (s *Scanner) open(ctx context.Context, image pipeline.Image) (*remoteImage,
 		digests[config.RootFS.DiffIDs[i].String()] = layer.Digest.String()
 	}
 	return &remoteImage{
-		Image: img, ctx: ctx, image: image, config: config, digests: digests,
-		slots: s.slots, max: s.cfg.MaxImageSize, verified: map[string]bool{},
+		Image: img, ctx: ctx, image: image, manifest: manifest, config: config, digests: digests,
+		slots: s.slots, max: s.cfg.MaxImageSize, verified: map[string]readLayer{},
 	}, nil
 }
 
@@ -103,7 +110,12 @@ func checkManifest(m *v1.Manifest) error {
 	case len(m.Layers) > maxLayers:
 		return fmt.Errorf("the image has %d layers, more than %d", len(m.Layers), maxLayers)
 	}
+	var total int64
 	for _, l := range m.Layers {
+		if l.Size < 0 || l.Size > math.MaxInt64-total {
+			return fmt.Errorf("layer %s is said to have %d bytes", l.Digest, l.Size)
+		}
+		total += l.Size
 		// Following them would let an image send requests from here to anywhere.
 		if len(l.URLs) > 0 {
 			return fmt.Errorf("layer %s is to be fetched from %s: layers outside of the registry are not read", l.Digest, l.URLs[0])
@@ -191,53 +203,7 @@ func (l *remoteLayer) Uncompressed() (io.ReadCloser, error) {
 		<-l.image.slots
 		return nil, l.image.fail(fmt.Errorf("layer %s: %w", l.diffID, err))
 	}
-	return &layerReader{layer: l, rc: rc, hash: sha256.New()}, nil
-}
-
-// layerReader hashes what passes, and counts it against the image's bound.
-type layerReader struct {
-	layer *remoteLayer
-	rc    io.ReadCloser
-	hash  hash.Hash
-	once  sync.Once
-	err   error
-}
-
-func (r *layerReader) Read(p []byte) (int, error) {
-	if r.err != nil {
-		return 0, r.err
-	}
-	n, err := r.rc.Read(p)
-	r.hash.Write(p[:n])
-	image, diffID := r.layer.image, r.layer.diffID
-	if image.read.Add(int64(n)) > image.max {
-		r.err = image.fail(pipeline.Permanent(fmt.Errorf(
-			"unpacked, it has more than %d bytes, which is what the scanner reads at most (raise its maximum image size if the image is right)", image.max)))
-		return 0, r.err
-	}
-	switch {
-	case err == nil:
-		return n, nil
-	case !errors.Is(err, io.EOF):
-		r.err = image.fail(fmt.Errorf("layer %s: %w", diffID, err))
-		return n, r.err
-	}
-	r.err = io.EOF
-	if got := fmt.Sprintf("%x", r.hash.Sum(nil)); diffID.Algorithm != "sha256" || got != diffID.Hex {
-		r.err = image.fail(pipeline.Permanent(fmt.Errorf(
-			"layer %s unpacks to sha256:%s: the image's configuration and its layers do not belong together", diffID, got)))
-		return n, r.err
-	}
-	image.mu.Lock()
-	image.verified[diffID.String()] = true
-	image.mu.Unlock()
-	return n, io.EOF
-}
-
-func (r *layerReader) Close() error {
-	err := r.rc.Close()
-	r.once.Do(func() { <-r.layer.image.slots })
-	return err
+	return newLayerReader(l, rc), nil
 }
 
 // layerCache is the analysis of layers, into which only those go that were read
@@ -245,26 +211,71 @@ func (r *layerReader) Close() error {
 // behind the end of the archive.
 type layerCache struct {
 	cache.FSCache
-	in *inspector
+	contents contents
+	in       *inspector
 }
 
+// MissingBlobs are the layers that have to be read, each once: those that were
+// never analysed, and those whose list of files is not there although it is
+// needed, because they were analysed before such lists were made.
+func (c layerCache) MissingBlobs(ctx context.Context, imageID string, ids []string) (bool, []string, error) {
+	image, missing, err := c.FSCache.MissingBlobs(ctx, imageID, ids)
+	if err != nil {
+		return false, nil, err
+	}
+	layers := c.in.config.RootFS.DiffIDs
+	if len(layers) != len(ids) {
+		return false, nil, fmt.Errorf("trivy asks for %d layers of %d", len(ids), len(layers))
+	}
+	_, surveyed := c.contents.image(layers)
+	seen := map[string]bool{}
+	var read []string
+	for i, id := range ids {
+		if seen[id] {
+			continue
+		}
+		seen[id] = true
+		need := slices.Contains(missing, id)
+		if !need && !surveyed {
+			_, _, listed := c.contents.layer(layers[i])
+			need = !listed
+		}
+		if need {
+			read = append(read, id)
+		}
+	}
+	return image, read, nil
+}
+
+// PutBlob keeps the list of files first: the analysis alone would do for another
+// scan, which would then lack it.
 func (c layerCache) PutBlob(ctx context.Context, id string, blob ftypes.BlobInfo) error {
-	if err := c.in.check(blob.DiffID); err != nil {
+	read, err := c.in.take(blob.DiffID)
+	if err != nil {
+		return err
+	}
+	diffID, err := v1.NewHash(blob.DiffID)
+	if err != nil {
+		return err
+	}
+	if err := c.contents.putLayer(diffID, read.listing, read.size); err != nil {
 		return err
 	}
 	return c.FSCache.PutBlob(ctx, id, blob)
 }
 
-// check returns nil if the layer was read to its end and is what the
-// configuration says, and nothing else went wrong.
-func (i *remoteImage) check(diffID string) error {
+// take returns what was learnt of a layer if it was read to its end and is what
+// the configuration says, and nothing else went wrong.
+func (i *remoteImage) take(diffID string) (readLayer, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	switch {
-	case i.failed != nil:
-		return i.failed
-	case !i.verified[diffID]:
-		return fmt.Errorf("layer %s was not read to its end", diffID)
+	if i.failed != nil {
+		return readLayer{}, i.failed
 	}
-	return nil
+	read, ok := i.verified[diffID]
+	if !ok {
+		return readLayer{}, fmt.Errorf("layer %s was not read to its end", diffID)
+	}
+	delete(i.verified, diffID)
+	return read, nil
 }

@@ -27,6 +27,7 @@ type inspection struct {
 	platform pipeline.PlatformImage
 	image    *remoteImage
 	ref      artifact.Reference
+	hygiene  *pipeline.Hygiene
 }
 
 // inspected gives Trivy's scan service an inspection that was done before, so
@@ -45,12 +46,12 @@ type inspector struct {
 	art artifact.Artifact
 }
 
-func newInspectors(c Config, layers cache.FSCache) (chan *inspector, error) {
+func newInspectors(c Config, layers cache.FSCache, kept contents) (chan *inspector, error) {
 	inspectors := make(chan *inspector, c.Parallel)
 	for range c.Parallel {
 		in := &inspector{}
 		var err error
-		if in.art, err = artimage.NewArtifact(in, layerCache{layers, in}, analysis(c)); err != nil {
+		if in.art, err = artimage.NewArtifact(in, layerCache{layers, kept, in}, analysis(c)); err != nil {
 			return nil, fmt.Errorf("scanner: prepare the analysis of images: %w", err)
 		}
 		inspectors <- in
@@ -100,9 +101,13 @@ func (s *Scanner) inspect(ctx context.Context, repository string, p pipeline.Pla
 		}
 		return inspection{}, err
 	}
+	hygiene, err := remote.hygiene(ctx, s.contents)
+	if err != nil {
+		return inspection{}, err
+	}
 	s.cfg.Log.DebugContext(ctx, "inspected an image", "image", image.String(), "platform", string(p.Platform),
 		"layers", len(ref.BlobIDs), "took", time.Since(start))
-	return inspection{platform: p, image: remote, ref: ref}, nil
+	return inspection{platform: p, image: remote, ref: ref, hygiene: hygiene}, nil
 }
 
 // match finds the vulnerabilities. The caller holds the database.
@@ -128,6 +133,7 @@ func (s *Scanner) match(ctx context.Context, in inspection) (_ pipeline.Platform
 	out := platformReport(report)
 	out.Platform, out.Digest, out.SBOM = in.platform.Platform, in.platform.Digest, sbom
 	out.User = in.ref.ImageMetadata.ConfigFile.Config.User
+	out.Hygiene = in.hygiene
 	return out, nil
 }
 

@@ -29,7 +29,7 @@ func platformReport(r types.Report) pipeline.PlatformReport {
 				Version:  utils.FormatVersion(p),
 				Type:     string(result.Type),
 				PURL:     purl(p.Identifier),
-				Path:     path(result, p.FilePath),
+				Path:     packagePath(result, p.FilePath),
 				Licenses: licenses(p.Licenses),
 				Layer:    p.Layer.DiffID,
 			})
@@ -50,7 +50,7 @@ func platformReport(r types.Report) pipeline.PlatformReport {
 				Title:    v.Title,
 				URL:      v.PrimaryURL,
 				PURL:     purl(v.PkgIdentifier),
-				Path:     path(result, v.PkgPath),
+				Path:     packagePath(result, v.PkgPath),
 			})
 		}
 	}
@@ -86,9 +86,9 @@ func purl(id ftypes.PkgIdentifier) string {
 	return id.PURL.String()
 }
 
-// path of the file that a package was found in: its own where Trivy knows it,
-// else that of the binary or archive whose packages are the result.
-func path(r types.Result, own string) string {
+// packagePath is that of the file that a package was found in: its own where
+// Trivy knows it, else that of the binary or archive whose packages are the result.
+func packagePath(r types.Result, own string) string {
 	switch {
 	case own != "":
 		return own

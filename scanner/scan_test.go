@@ -89,10 +89,6 @@ func TestScan(t *testing.T) {
 					t.Errorf("finding says too little: %+v", f)
 				}
 			}
-			decision := pipeline.GateRules{FailOn: pipeline.SeverityCritical}.Evaluate(report, start)
-			if decision.Passed || !strings.Contains(decision.Reason(), "CVE-2024-45337 (critical) in golang.org/x/crypto v0.30.0") {
-				t.Errorf("the gate says: passed %v, %s", decision.Passed, decision.Reason())
-			}
 		})
 	}
 }

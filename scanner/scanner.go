@@ -43,6 +43,8 @@ type Scanner struct {
 	cfg    Config
 	db     *database
 	layers cache.FSCache
+	// contents are the layers' lists of files.
+	contents contents
 	// inspectors are those that nobody uses now.
 	inspectors chan *inspector
 	// slots are taken by layers that are being read.
@@ -77,6 +79,10 @@ func New(_ context.Context, c Config) (_ *Scanner, err error) {
 	if err != nil {
 		return nil, err
 	}
+	kept, err := openContents(c.CacheDir, c.Log)
+	if err != nil {
+		return nil, errors.Join(err, layers.Close())
+	}
 	if err := initJava(c.CacheDir); err != nil {
 		return nil, errors.Join(err, layers.Close())
 	}
@@ -88,7 +94,7 @@ func New(_ context.Context, c Config) (_ *Scanner, err error) {
 	if err := os.MkdirAll(xos.TempDir(), 0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("scanner: scratch directory: %w", err), layers.Close())
 	}
-	inspectors, err := newInspectors(c, layers)
+	inspectors, err := newInspectors(c, layers, kept)
 	if err != nil {
 		return nil, errors.Join(err, layers.Close())
 	}
@@ -96,6 +102,7 @@ func New(_ context.Context, c Config) (_ *Scanner, err error) {
 		cfg:        c,
 		db:         db,
 		layers:     layers,
+		contents:   kept,
 		inspectors: inspectors,
 		slots:      make(chan struct{}, c.Parallel),
 		trivy: local.NewService(applier.NewApplier(layers), ospkg.NewScanner(), langpkg.NewScanner(),
@@ -132,8 +139,8 @@ func (s *Scanner) Database(ctx context.Context) (pipeline.VulnerabilityDatabase,
 
 // Scan reads every platform of the image by its digest and matches what it
 // finds. All platforms are matched against the same database, which the report
-// names. The order of packages and findings, and every byte of the SBOMs, are
-// the same whenever the same image is scanned.
+// names. The order of packages and findings, what is said of hygiene, and every
+// byte of the SBOMs, are the same whenever the same image is scanned.
 //
 // An error is permanent when the database is older than Config.MaxAge, or when
 // the image itself is at fault: not an image, too large, or with layers that

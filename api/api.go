@@ -59,6 +59,19 @@ type Config struct {
 	TrustedRoot []byte
 	// VerifyCommands are what an ordinary user types to verify an image. May be nil.
 	VerifyCommands func(pipeline.Image) []string
+	// CheckProject refuses settings that could not be used: gates that do not
+	// compile, registries that nobody knows. Its error wraps pipeline.ErrInvalid.
+	// Nil: projects cannot be applied.
+	CheckProject func(pipeline.Project) error
+	// Eligibility asks a gate without promoting; the request has a project and,
+	// as its image, a digest. Nil: it cannot be asked.
+	Eligibility func(context.Context, pipeline.PromotionRequest) (pipeline.Eligibility, error)
+	// CheckVEX checks a document against the keys (PEM) that its project trusts.
+	// Nil: no documents are taken.
+	CheckVEX func(pipeline.VEXDocument, []string) error
+	// Probe tries what a registry can do, and keeps what it learnt. A host that
+	// the settings do not know is pipeline.ErrNotFound. Nil: it cannot be asked for.
+	Probe func(ctx context.Context, host string) (pipeline.RegistryProbe, error)
 	// Checks are run by /readyz besides the store's own.
 	Checks []Check
 	Log    *slog.Logger // required
@@ -172,6 +185,12 @@ func New(c Config) (*API, error) {
 	a.registerWebhooks()
 	a.registerRuns()
 	a.registerPromotions()
+	a.registerApprovals()
+	a.registerEligibility()
+	a.registerProjects()
+	a.registerExceptions()
+	a.registerVEX()
+	a.registerRegistries()
 	a.registerImages()
 	a.registerPackages()
 	a.registerKeys()

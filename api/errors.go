@@ -23,18 +23,22 @@ const (
 	problemMalformed        = "malformed"
 	problemInvalid          = "invalid"
 	problemUnauthenticated  = "unauthenticated"
+	problemForbidden        = "forbidden"
 	problemBadSignature     = "bad-signature"
 	problemNotFound         = "not-found"
 	problemMethodNotAllowed = "method-not-allowed"
 	problemNotAcceptable    = "not-acceptable"
 	problemTimeout          = "timeout"
 	problemConflict         = "conflict"
+	problemPlanChanged      = "plan-changed"
+	problemPrecondition     = "precondition-failed"
 	problemAmbiguous        = "ambiguous"
 	problemTooLarge         = "too-large"
 	problemMediaType        = "unsupported-media-type"
 	problemRefused          = "refused"
 	problemUnverified       = "unverified"
 	problemInternal         = "internal"
+	problemDisabled         = "disabled"
 	problemUnavailable      = "unavailable"
 )
 
@@ -42,18 +46,22 @@ var problemTitles = map[string]string{
 	problemMalformed:        "The request cannot be read",
 	problemInvalid:          "A value cannot be accepted",
 	problemUnauthenticated:  "A valid token is required",
+	problemForbidden:        "The token's roles do not allow it",
 	problemBadSignature:     "The webhook's signature does not verify",
 	problemNotFound:         "Not found",
 	problemMethodNotAllowed: "Method not allowed",
 	problemNotAcceptable:    "No representation is acceptable",
 	problemTimeout:          "The request took too long to arrive",
 	problemConflict:         "The request contradicts what is there",
+	problemPlanChanged:      "What would be changed is not what was shown",
+	problemPrecondition:     "It was changed since you read it",
 	problemAmbiguous:        "More than one thing answers to that name",
 	problemTooLarge:         "The request body is too large",
 	problemMediaType:        "Unsupported media type",
 	problemRefused:          "Refused by policy",
 	problemUnverified:       "Not verified",
 	problemInternal:         "Internal error",
+	problemDisabled:         "This server does not do that",
 	problemUnavailable:      "Unavailable at the moment",
 }
 
@@ -67,6 +75,9 @@ type Problem struct {
 	Instance string       `json:"instance,omitempty" doc:"This request: urn:dray:request:<id>. The server's log has it."`
 	Errors   []FieldError `json:"errors,omitempty" nullable:"false" doc:"The values that were not accepted."`
 	Projects []string     `json:"projects,omitempty" nullable:"false" doc:"Of an ambiguous image: the projects that hold it. Ask again with one of them as project."`
+	Roles    []string     `json:"roles,omitempty" nullable:"false" doc:"Of a forbidden request: the roles of which one is needed."`
+	// Plan is what an approval would have to be for.
+	Plan pipeline.Digest `json:"plan,omitempty" doc:"Of plan-changed: the digest of the difference as it is today."`
 }
 
 // FieldError is one value that was not accepted, or one check that failed.
@@ -117,7 +128,14 @@ func (a *API) problem(ctx context.Context, err error) *Problem {
 		return p
 	}
 	var ambiguous *ambiguousImage
+	var file *pipeline.FileError
 	switch {
+	case errors.As(err, &file):
+		p = newProblem(ctx, http.StatusUnprocessableEntity, problemInvalid, err.Error())
+		for _, f := range file.Problems {
+			p.Errors = append(p.Errors, FieldError{Location: strings.TrimSuffix("body."+f.Path, "."), Message: f.Message})
+		}
+		return p
 	case errors.As(err, &ambiguous):
 		p = newProblem(ctx, http.StatusConflict, problemAmbiguous, err.Error())
 		p.Projects = ambiguous.projects
@@ -140,6 +158,11 @@ func (a *API) problem(ctx context.Context, err error) *Problem {
 	}
 	a.Log.ErrorContext(ctx, "request failed", "request", infoOf(ctx).id, "error", err)
 	return internalProblem(ctx)
+}
+
+// disabled says that drayd was started without something.
+func disabled(ctx context.Context, what string) *Problem {
+	return newProblem(ctx, http.StatusNotImplemented, problemDisabled, "this server cannot "+what+": it was started without what it takes")
 }
 
 func internalProblem(ctx context.Context) *Problem {

@@ -56,11 +56,13 @@ func (a *API) registerImages() {
 		Path:        "/api/v1/images/{digest}",
 		Summary:     "Show an image: platforms, tags, findings, signatures, provenance, promotions",
 		Tags:        []string{"images"},
-		Security:    tokenRequired,
-		Responses:   a.problems(401, 404, 409, 422),
-	}, func(ctx context.Context, in *ImageInput) (*imageOutput, error) {
+		Responses:   a.problems(404, 409, 422),
+	}, needRead, func(ctx context.Context, in *ImageInput) (*imageOutput, error) {
 		detail, err := a.image(ctx, in)
 		if err != nil {
+			return nil, err
+		}
+		if err := a.suppress(ctx, &detail); err != nil {
 			return nil, err
 		}
 		detail.Platforms, detail.Findings = list(detail.Platforms), list(detail.Findings)
@@ -79,18 +81,16 @@ func (a *API) registerImages() {
 		Path:        "/api/v1/images/{digest}/sbom",
 		Summary:     "Get the CycloneDX SBOM of one platform of an image",
 		Tags:        []string{"images"},
-		Security:    tokenRequired,
-		Responses:   a.raw(mediaCycloneDX, "The CycloneDX document", 401, 404, 409, 422),
-	}, a.sbom)
+		Responses:   a.raw(mediaCycloneDX, "The CycloneDX document", 404, 409, 422),
+	}, needRead, a.sbom)
 	handle(a, huma.Operation{
 		OperationID: "get-image-provenance",
 		Method:      http.MethodGet,
 		Path:        "/api/v1/images/{digest}/provenance",
 		Summary:     "Get the SLSA v1 provenance predicate of an image",
 		Tags:        []string{"images"},
-		Security:    tokenRequired,
-		Responses:   a.raw("application/json", "The predicate, as it was attested", 401, 404, 409, 422),
-	}, func(ctx context.Context, in *ImageInput) (*rawOutput, error) {
+		Responses:   a.raw("application/json", "The predicate, as it was attested", 404, 409, 422),
+	}, needRead, func(ctx context.Context, in *ImageInput) (*rawOutput, error) {
 		detail, err := a.image(ctx, in)
 		if err != nil {
 			return nil, err
@@ -103,7 +103,8 @@ func (a *API) registerImages() {
 	})
 }
 
-// image finds the one image that is meant.
+// image finds the one image that is meant, among those of the projects that the
+// caller may see.
 func (a *API) image(ctx context.Context, in *ImageInput) (pipeline.ImageDetail, error) {
 	none := pipeline.ImageDetail{}
 	digest, err := pipeline.ParseDigest(in.Digest)
@@ -112,11 +113,13 @@ func (a *API) image(ctx context.Context, in *ImageInput) (pipeline.ImageDetail, 
 	}
 	details, err := a.Store.ImageDetails(ctx, digest, in.Project)
 	if err != nil {
-		return none, err
+		return none, found(err, "image", string(digest))
 	}
+	s := a.scope(ctx)
+	details = slices.DeleteFunc(slices.Clone(details), func(d pipeline.ImageDetail) bool { return !s.has(d.Project) })
 	switch len(details) {
 	case 0:
-		return none, fmt.Errorf("image %s: %w", digest, pipeline.ErrNotFound)
+		return none, hidden("image", string(digest))
 	case 1:
 		return details[0], nil
 	}

@@ -21,6 +21,8 @@ type info struct {
 	id    string
 	url   *url.URL
 	token *pipeline.Token
+	// asked are the needs that the token's bearer was found to meet.
+	asked []need
 	attrs []slog.Attr
 }
 

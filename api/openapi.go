@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -30,8 +29,11 @@ func (a *API) humaConfig() huma.Config {
 				},
 			},
 			Tags: []*huma.Tag{
+				{Name: "projects", Description: "A project is a source repository that Dray watches, with its gates and environments."},
 				{Name: "runs", Description: "A run is one image built from one commit."},
 				{Name: "promotions", Description: "A promotion brings one digest into one environment."},
+				{Name: "exceptions", Description: "Findings that somebody accepted, and VEX documents."},
+				{Name: "registries", Description: "What registries can do, and where they are not as the record says."},
 				{Name: "images", Description: "What Dray knows of an image."},
 				{Name: "packages", Description: "Where a package is."},
 				{Name: "keys", Description: "What is needed to verify without trusting Dray."},
@@ -46,22 +48,8 @@ func (a *API) humaConfig() huma.Config {
 	}
 }
 
-// tokenRequired marks an operation as one for callers with a token.
-var tokenRequired = []map[string][]string{{"token": {}}}
-
 func (a *API) schema(v any) *huma.Schema {
 	return a.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeOf(v), true, "")
-}
-
-// handle registers an operation whose errors go through problem.
-func handle[I, O any](a *API, op huma.Operation, h func(context.Context, *I) (*O, error)) {
-	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
-		out, err := h(ctx, in)
-		if err != nil {
-			return nil, a.problem(ctx, err)
-		}
-		return out, nil
-	})
 }
 
 // finishOpenAPI writes the description once, and serves it.

@@ -3,6 +3,9 @@ package api
 import (
 	"context"
 	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -25,16 +28,17 @@ func (a *API) registerPackages() {
 		Path:        "/api/v1/packages",
 		Summary:     "Find the images that contain a package, and where they were promoted",
 		Tags:        []string{"packages"},
-		Security:    tokenRequired,
-		Responses:   a.problems(401, 422),
-	}, func(ctx context.Context, in *packagesInput) (*listOutput[pipeline.PackageUse], error) {
-		uses, err := a.Store.Packages(ctx, pipeline.PackageQuery{
-			Name:        in.Name,
-			Version:     in.Version,
-			Project:     in.Project,
-			Environment: in.Environment,
-			Promoted:    in.Promoted,
-			Page:        in.page(),
+		Responses:   a.problems(422),
+	}, needRead, func(ctx context.Context, in *packagesInput) (*listOutput[pipeline.PackageUse], error) {
+		uses, err := across(ctx, a, in.Project, in.page(), newerUse, func(project string) ([]pipeline.PackageUse, error) {
+			return a.Store.Packages(ctx, pipeline.PackageQuery{
+				Name:        in.Name,
+				Version:     in.Version,
+				Project:     project,
+				Environment: in.Environment,
+				Promoted:    in.Promoted,
+				Page:        in.page(),
+			})
 		})
 		if err != nil {
 			return nil, err
@@ -45,4 +49,23 @@ func (a *API) registerPackages() {
 		}
 		return listOf(ctx, in.PageInput, uses, func(u pipeline.PackageUse) string { return u.ID }), nil
 	})
+}
+
+// newerUse orders uses as the store does: by the numbers that their ids are
+// made of, the highest first.
+func newerUse(x, y pipeline.PackageUse) int {
+	numbers := func(id string) (out []int64) {
+		for part := range strings.SplitSeq(id, "-") {
+			n, err := strconv.ParseInt(part, 10, 64)
+			if err != nil {
+				return nil
+			}
+			out = append(out, n)
+		}
+		return out
+	}
+	if a, b := numbers(x.ID), numbers(y.ID); a != nil && b != nil {
+		return slices.Compare(b, a)
+	}
+	return strings.Compare(y.ID, x.ID)
 }

@@ -92,7 +92,7 @@ func TestRetry(t *testing.T) {
 	}
 
 	// While it is open, it is the answer, whoever asks.
-	s.store.Tokens["dray_ada"] = pipeline.Token{Name: "ada"}
+	s.store.Tokens["dray_ada"] = pipeline.Token{Name: "ada", Grants: []pipeline.Grant{{Role: pipeline.RoleReleaseManager}}}
 	a = s.send("POST", path, "", "Authorization: Bearer dray_ada")
 	s.ok(a, 202, &again)
 	if again.ID != r.ID || again.RequestedBy != "grace" || a.Header.Get("Idempotent-Replayed") != "true" {
@@ -157,7 +157,7 @@ func TestPromote(t *testing.T) {
 	}
 	other := strings.Replace(body, "prod", "staging", 1)
 	s.want(s.send("POST", "/api/v1/promotions", other, auth, "Idempotency-Key: one"), 409, "conflict")
-	s.store.Tokens["dray_ada"] = pipeline.Token{Name: "ada"}
+	s.store.Tokens["dray_ada"] = pipeline.Token{Name: "ada", Grants: []pipeline.Grant{{Role: pipeline.RoleReleaseManager}}}
 	s.ok(s.send("POST", "/api/v1/promotions", body, "Authorization: Bearer dray_ada", "Idempotency-Key: one"), 202, &again)
 	if again.ID == first.ID {
 		t.Error("another requester's key gave the first promotion")
@@ -221,12 +221,19 @@ func TestPromotions(t *testing.T) {
 	s := newServer(t)
 	var page api.List[pipeline.Promotion]
 	s.ok(s.get("/api/v1/promotions?project=hello-go"), 200, &page)
-	if len(page.Items) != 1 || page.Items[0].ID != apitest.PromotionOne {
+	if len(page.Items) != 2 || page.Items[0].ID != apitest.PromotionWaiting || page.Items[1].ID != apitest.PromotionOne {
 		t.Errorf("%+v", page)
 	}
+	for query, want := range map[string]int{"state=waiting": 1, "state=waiting&environment=staging": 0, "environment=prod": 2, "state=succeeded&project=hello-go": 1, "project=web": 0} {
+		s.ok(s.get("/api/v1/promotions?"+query), 200, &page)
+		if len(page.Items) != want {
+			t.Errorf("%s: %d, want %d", query, len(page.Items), want)
+		}
+	}
+	s.want(s.get("/api/v1/promotions?state=done"), 422, "invalid")
 	var p api.PromotionView
 	s.ok(s.get("/api/v1/promotions/"+string(apitest.PromotionOne)), 200, &p)
-	if p.Destination == nil || *p.Destination != apitest.Placed || len(p.Stages) != 6 || len(p.Verified) != 1 ||
+	if p.Destination == nil || *p.Destination != apitest.Placed || len(p.Stages) != 7 || len(p.Verified) != 1 ||
 		len(p.VerifyCommands) != 1 || p.VerifyCommands[0] != "dray verify "+apitest.Placed.String() {
 		t.Errorf("%+v", p)
 	}

@@ -35,14 +35,16 @@ func (a *API) registerRuns() {
 		Path:        "/api/v1/runs",
 		Summary:     "List runs, newest first",
 		Tags:        []string{"runs"},
-		Security:    tokenRequired,
-		Responses:   a.problems(401, 422),
-	}, func(ctx context.Context, in *runsInput) (*listOutput[pipeline.Run], error) {
-		runs, err := a.Store.Runs(ctx, in.Project, pipeline.State(in.State), in.page())
+		Responses:   a.problems(422),
+	}, needRead, func(ctx context.Context, in *runsInput) (*listOutput[pipeline.Run], error) {
+		id := func(r pipeline.Run) string { return string(r.ID) }
+		runs, err := across(ctx, a, in.Project, in.page(), byID(id), func(project string) ([]pipeline.Run, error) {
+			return a.Store.Runs(ctx, project, pipeline.State(in.State), in.page())
+		})
 		if err != nil {
 			return nil, err
 		}
-		return listOf(ctx, in.PageInput, runs, func(r pipeline.Run) string { return string(r.ID) }), nil
+		return listOf(ctx, in.PageInput, runs, id), nil
 	})
 	handle(a, huma.Operation{
 		OperationID: "get-run",
@@ -50,10 +52,9 @@ func (a *API) registerRuns() {
 		Path:        "/api/v1/runs/{id}",
 		Summary:     "Show a run with its stages, decision, findings and tags",
 		Tags:        []string{"runs"},
-		Security:    tokenRequired,
-		Responses:   a.problems(401, 404, 422),
-	}, func(ctx context.Context, in *runInput) (*runOutput, error) {
-		run, err := a.runDetail(ctx, pipeline.RunID(in.ID))
+		Responses:   a.problems(404, 422),
+	}, needRead, func(ctx context.Context, in *runInput) (*runOutput, error) {
+		run, err := a.runDetail(ctx, needRead, pipeline.RunID(in.ID))
 		return &runOutput{run}, err
 	})
 	handle(a, huma.Operation{
@@ -64,14 +65,13 @@ func (a *API) registerRuns() {
 		Description: "Starts a new run of the same event; the old one stays as it was. While one is open, asking again gives that one. " +
 			"A run that is open itself, or whose event has been run successfully, is a conflict.",
 		Tags:          []string{"runs"},
-		Security:      tokenRequired,
 		DefaultStatus: http.StatusAccepted,
-		Responses:     a.problems(401, 404, 409, 422),
-	}, a.retry)
-	handle(a, streamOperation(a, "runs", "follow-run", "/api/v1/runs/{id}/events", "Follow a run"),
+		Responses:     a.problems(404, 409, 422),
+	}, needDevelop, a.retry)
+	handle(a, streamOperation(a, "runs", "follow-run", "/api/v1/runs/{id}/events", "Follow a run"), needRead,
 		func(ctx context.Context, in *streamInput) (*streamOutput, error) {
 			id := pipeline.RunID(in.ID)
-			if _, err := a.Store.RunDetail(ctx, id); err != nil {
+			if _, err := a.runDetail(ctx, needRead, id); err != nil {
 				return nil, err
 			}
 			return a.stream(in, id.Job(), func(ctx context.Context) (streamEnd, error) {
@@ -82,6 +82,9 @@ func (a *API) registerRuns() {
 }
 
 func (a *API) retry(ctx context.Context, in *runInput) (*retryOutput, error) {
+	if _, err := a.runDetail(ctx, needDevelop, pipeline.RunID(in.ID)); err != nil {
+		return nil, err
+	}
 	run, created, err := a.Store.Retry(ctx, pipeline.RunID(in.ID), infoOf(ctx).token.Name)
 	if err != nil {
 		return nil, err
@@ -94,11 +97,18 @@ func (a *API) retry(ctx context.Context, in *runInput) (*retryOutput, error) {
 	}, nil
 }
 
-func (a *API) runDetail(ctx context.Context, id pipeline.RunID) (pipeline.RunDetail, error) {
+// runDetail returns a run for somebody who may do something with it.
+func (a *API) runDetail(ctx context.Context, n need, id pipeline.RunID) (pipeline.RunDetail, error) {
 	run, err := a.Store.RunDetail(ctx, id)
+	if err == nil {
+		err = a.allow(ctx, n, run.Project, "run", string(id))
+	}
+	if err != nil {
+		return pipeline.RunDetail{}, found(err, "run", string(id))
+	}
 	run.Stages, run.Tags = list(run.Stages), list(run.Tags)
 	tidy(run.Decision)
-	return run, err
+	return run, nil
 }
 
 // tidy makes a decision's lists readable without null checks.

@@ -25,7 +25,7 @@ func (a *API) registerKeys() {
 			Summary:     summary,
 			Tags:        []string{"keys"},
 			Responses:   a.raw(contentType, "The file"),
-		}, func(context.Context, *struct{}) (*rawOutput, error) {
+		}, needNothing, func(context.Context, *struct{}) (*rawOutput, error) {
 			return &rawOutput{contentType, doc}, nil
 		})
 	}
@@ -55,9 +55,8 @@ func (a *API) registerHealth() {
 		Path:        "/api/v1/version",
 		Summary:     "Show which version of Dray answers",
 		Tags:        []string{"service"},
-		Security:    tokenRequired,
-		Responses:   a.problems(401),
-	}, func(context.Context, *struct{}) (*versionOutput, error) {
+		Responses:   a.problems(),
+	}, needToken, func(context.Context, *struct{}) (*versionOutput, error) {
 		out := &versionOutput{}
 		out.Body.Version = a.Version
 		return out, nil
@@ -70,7 +69,7 @@ func (a *API) registerHealth() {
 		Description: "Touches nothing but the process itself: restarting it does not mend a database.",
 		Tags:        []string{"service"},
 		Responses:   a.problems(),
-	}, func(context.Context, *struct{}) (*healthOutput, error) {
+	}, needNothing, func(context.Context, *struct{}) (*healthOutput, error) {
 		out := &healthOutput{}
 		out.Body.Status = "ok"
 		return out, nil
@@ -83,7 +82,7 @@ func (a *API) registerHealth() {
 		Description: "Names what fails; why it fails is in the log.",
 		Tags:        []string{"service"},
 		Responses:   a.problems(503),
-	}, a.ready)
+	}, needNothing, a.ready)
 }
 
 func (a *API) ready(ctx context.Context, _ *struct{}) (*healthOutput, error) {

@@ -37,7 +37,7 @@ type Store interface {
 	// SBOM returns the CycloneDX document of one platform of an image.
 	SBOM(ctx context.Context, project string, d pipeline.Digest, platform pipeline.Platform) (json.RawMessage, error)
 	Packages(context.Context, pipeline.PackageQuery) ([]pipeline.PackageUse, error)
-	Promotions(ctx context.Context, project string, page pipeline.Page) ([]pipeline.Promotion, error)
+	Promotions(context.Context, pipeline.PromotionQuery) ([]pipeline.Promotion, error)
 	PromotionDetail(context.Context, pipeline.PromotionID) (pipeline.PromotionDetail, error)
 
 	// Approve keeps an approval or a rejection. A rejection ends the promotion as

@@ -60,6 +60,7 @@ type ImageDetail struct {
 	Scanner      string                `json:"scanner"`
 	Database     VulnerabilityDatabase `json:"database"`
 	Findings     []ImageFinding        `json:"findings"`
+	Hygiene      []PlatformHygiene     `json:"hygiene,omitempty"`
 	Packages     int                   `json:"packages"`
 	Decision     Decision              `json:"decision"`
 	Tags         []TagMove             `json:"tags"` // what Dray tagged it, everywhere
@@ -73,6 +74,23 @@ type ImageDetail struct {
 type ImageFinding struct {
 	Finding
 	Platforms []Platform `json:"platforms"`
+	// Suppressed lists what says that it does not count, and where; the API
+	// fills it in from the exceptions and VEX documents that hold today.
+	Suppressed []FindingSuppression `json:"suppressed,omitempty"`
+}
+
+// FindingSuppression is a suppression and the environment that it is for.
+type FindingSuppression struct {
+	Suppression
+	Environment string `json:"environment,omitempty"` // empty: the whole project
+}
+
+// PromotionQuery asks for promotions; empty fields do not narrow.
+type PromotionQuery struct {
+	Project     string
+	Environment string
+	State       State
+	Page        Page
 }
 
 // PackageQuery asks where a package is. Name is required; the others narrow.

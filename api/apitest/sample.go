@@ -17,7 +17,12 @@ const (
 	RunRefused   = pipeline.RunID("run_00000000000000000001")
 	RunOpen      = pipeline.RunID("run_00000000000000000003")
 	PromotionOne = pipeline.PromotionID("prm_00000000000000000001")
-	Commit       = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567"
+	// PromotionWaiting waits for an approval.
+	PromotionWaiting = pipeline.PromotionID("prm_00000000000000000002")
+	Exception        = "exc_00000000000000000001"
+	VEX              = "vex_00000000000000000001"
+	Drift            = "dft_00000000000000000001"
+	Commit           = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567"
 )
 
 // Digest is a digest of 64 times the same hexadecimal digit.
@@ -48,7 +53,6 @@ func stages(names []pipeline.Stage) (out []pipeline.StageStatus) {
 var database = pipeline.VulnerabilityDatabase{Reference: "dev.example/trivy-db:2", Digest: Digest("d"), UpdatedAt: Clock}
 
 var passed = pipeline.Decision{Passed: true, Database: database, EvaluatedAt: Clock,
-	GateRules: pipeline.GateRules{FailOn: pipeline.SeverityCritical},
 	Rules: []pipeline.RuleResult{
 		{Rule: "severity", Passed: true, Reason: "no finding of severity critical or above"},
 		{Rule: "non-root", Passed: true, Reason: "no platform starts as root"},
@@ -58,7 +62,6 @@ var finding = pipeline.Finding{ID: "CVE-2024-45337", Severity: pipeline.Severity
 	Version: "v0.30.0", FixedIn: "0.31.0", Title: "Authorization bypass in crypto/ssh"}
 
 var refused = pipeline.Decision{Database: database, EvaluatedAt: Clock,
-	GateRules: pipeline.GateRules{FailOn: pipeline.SeverityCritical},
 	Rules: []pipeline.RuleResult{
 		{Rule: "severity", Reason: "1 finding(s) of severity critical or above: CVE-2024-45337 (critical) in golang.org/x/crypto v0.30.0",
 			Remedy: "update golang.org/x/crypto to 0.31.0", Findings: []pipeline.Finding{finding}},
@@ -116,7 +119,7 @@ func Sample() *Store {
 	s.Append(RunOpen.Job(), stage("resolve", "started"), stage("resolve", "succeeded"), stage("build", "started"), line("compiling"))
 
 	promotion := pipeline.Promotion{ID: PromotionOne, Project: "hello-go", Image: Good, Environment: "prod", RequestedBy: "grace", State: pipeline.StateSucceeded,
-		Decision: &passed, Destination: &Placed, Tags: []pipeline.TagMove{tag(Placed.Repository, "1.0.0", Good.Digest)}, CreatedAt: *at(300), FinishedAt: at(304)}
+		Action: pipeline.ActionPromote, Decision: &passed, Approvals: []pipeline.Approval{}, Destination: &Placed, Tags: []pipeline.TagMove{tag(Placed.Repository, "1.0.0", Good.Digest)}, CreatedAt: *at(300), FinishedAt: at(304)}
 	signature := pipeline.Signature{Image: Good, KeyID: strings.Repeat("7", 64), Layout: "bundle", Manifest: Digest("8")}
 	attestation := func(predicate string) pipeline.Attestation {
 		return pipeline.Attestation{Image: Good, PredicateType: predicate, KeyID: signature.KeyID, Layout: "bundle", Manifest: Digest("9"), Statement: Digest("f")}
@@ -131,6 +134,7 @@ func Sample() *Store {
 		Findings: []pipeline.ImageFinding{{Finding: pipeline.Finding{ID: "CVE-2025-1111", Severity: pipeline.SeverityMedium, Package: "rsc.io/quote", Version: "v1.5.2"},
 			Platforms: []pipeline.Platform{"linux/amd64", "linux/arm64"}}},
 		Signatures: []pipeline.Signature{signature}, Attestations: []pipeline.Attestation{attestation(pipeline.PredicateProvenance), attestation(pipeline.PredicateCycloneDX)},
+		Hygiene:    hygiene,
 		Provenance: json.RawMessage(`{"buildDefinition":{"buildType":"https://example.com/build/v1"}}`), Promotions: []pipeline.Promotion{promotion}}
 	s.AddImage(detail, sbom)
 	for _, project := range []string{"web", "base"} {
@@ -145,6 +149,7 @@ func Sample() *Store {
 		Package: pipeline.Package{Name: "rsc.io/quote", Version: "v1.5.2", Type: "gobinary", PURL: "pkg:golang/rsc.io/quote@v1.5.2"}, Commit: Commit, Run: RunGood,
 		Tags: []string{"1.0.0", "1.0"}, Promotions: []pipeline.PlacedAt{{Promotion: PromotionOne, Environment: "prod", Image: Placed, RequestedBy: "grace", At: Clock}}})
 	s.AddPackage(pipeline.PackageUse{ID: "0001", Project: "web", Image: Shared, Package: pipeline.Package{Name: "rsc.io/quote", Version: "v1.5.1", Type: "gobinary"}, Commit: Commit, Run: RunGood})
+	s.addSettings()
 	return s
 }
 

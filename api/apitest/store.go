@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"sort"
 	"strings"
 	"sync"
@@ -22,8 +23,8 @@ var ErrInjected = errors.New("injected fault: dial tcp 10.1.2.3:5432: password=h
 type Store struct {
 	// Tokens by their secret.
 	Tokens map[string]pipeline.Token
-	// Environments that can be promoted to.
-	Environments []string
+	// Promotable are the environments that can be promoted to.
+	Promotable []string
 	// Promoted is called with every new promotion, outside the store's lock. May
 	// be nil.
 	Promoted func(pipeline.Promotion)
@@ -36,6 +37,12 @@ type Store struct {
 	images     []pipeline.ImageDetail
 	sboms      map[string]json.RawMessage
 	packages   []pipeline.PackageUse
+	projects   map[string][]pipeline.ProjectVersion // oldest first
+	states     map[string][]pipeline.EnvironmentState
+	exceptions []pipeline.Exception
+	vex        []pipeline.VEXDocument
+	drifts     []pipeline.Drift
+	registries []pipeline.RegistryProbe
 	events     map[pipeline.JobID][]pipeline.JobEvent
 	ended      map[pipeline.JobID]bool
 	deliveries map[string]pipeline.Accepted
@@ -55,17 +62,26 @@ type fault struct {
 	after bool
 }
 
-// New returns a store with the token of a release manager, "dray_test".
+// New returns a store with a token for each role, such as "dray_viewer" and
+// "dray_release-manager", and with "dray_test", which is admin and release
+// manager.
 func New() *Store {
+	tokens := map[string]pipeline.Token{"dray_test": {Name: "grace", CreatedAt: Clock,
+		Grants: []pipeline.Grant{{Role: pipeline.RoleReleaseManager}, {Role: pipeline.RoleAdmin}}}}
+	for _, role := range []string{pipeline.RoleViewer, pipeline.RoleDeveloper, pipeline.RoleReleaseManager, pipeline.RoleAuditor, pipeline.RoleAdmin} {
+		tokens["dray_"+role] = pipeline.Token{Name: "the " + role, Grants: []pipeline.Grant{{Role: role}}, CreatedAt: Clock}
+	}
 	return &Store{
-		Tokens:       map[string]pipeline.Token{"dray_test": {Name: "grace", CreatedAt: Clock}},
-		Environments: []string{"staging", "prod"},
-		sboms:        map[string]json.RawMessage{},
-		events:       map[pipeline.JobID][]pipeline.JobEvent{},
-		ended:        map[pipeline.JobID]bool{},
-		deliveries:   map[string]pipeline.Accepted{},
-		keys:         map[string]request{},
-		faults:       map[string]fault{},
+		Tokens:     tokens,
+		Promotable: []string{"staging", "prod"},
+		sboms:      map[string]json.RawMessage{},
+		projects:   map[string][]pipeline.ProjectVersion{},
+		states:     map[string][]pipeline.EnvironmentState{},
+		events:     map[pipeline.JobID][]pipeline.JobEvent{},
+		ended:      map[pipeline.JobID]bool{},
+		deliveries: map[string]pipeline.Accepted{},
+		keys:       map[string]request{},
+		faults:     map[string]fault{},
 	}
 }
 
@@ -254,9 +270,9 @@ func (s *Store) Retry(ctx context.Context, id pipeline.RunID, requestedBy string
 // Promote queues a promotion.
 func (s *Store) Promote(ctx context.Context, r pipeline.PromotionRequest) (p pipeline.Promotion, created bool, err error) {
 	err = s.do(ctx, "Promote", func() error {
-		key := r.RequestedBy + " " + r.IdempotencyKey
+		key, asked := r.RequestedBy+" "+r.IdempotencyKey, r
 		if first, ok := s.keys[key]; ok && r.IdempotencyKey != "" {
-			if first.PromotionRequest != r {
+			if !reflect.DeepEqual(first.PromotionRequest, asked) {
 				return fmt.Errorf("idempotency key %q was used for another request: %w", r.IdempotencyKey, pipeline.ErrConflict)
 			}
 			for _, have := range s.promotions {
@@ -265,6 +281,16 @@ func (s *Store) Promote(ctx context.Context, r pipeline.PromotionRequest) (p pip
 				}
 			}
 			return nil
+		}
+		if r.Action == "" {
+			r.Action = pipeline.ActionPromote
+		}
+		if r.Image == "" {
+			before, err := s.before(r.Project, r.Environment)
+			if err != nil {
+				return err
+			}
+			r.Image = string(before)
 		}
 		image := pipeline.Image{}
 		digest, err := pipeline.ParseDigest(r.Image)
@@ -283,13 +309,14 @@ func (s *Store) Promote(ctx context.Context, r pipeline.PromotionRequest) (p pip
 		case !found[0].Decision.Passed:
 			return fmt.Errorf("image %s: %s: %w", digest, found[0].Decision.Reason(), pipeline.ErrRefused)
 		}
-		if !contains(s.Environments, r.Environment) {
-			return fmt.Errorf("environment %q: want one of %s: %w", r.Environment, strings.Join(s.Environments, ", "), pipeline.ErrInvalid)
+		if !contains(s.Promotable, r.Environment) {
+			return fmt.Errorf("environment %q: want one of %s: %w", r.Environment, strings.Join(s.Promotable, ", "), pipeline.ErrInvalid)
 		}
 		p = pipeline.Promotion{ID: pipeline.NewPromotionID(Clock), Project: found[0].Project, Image: found[0].Image,
-			Environment: r.Environment, RequestedBy: r.RequestedBy, State: pipeline.StateQueued, CreatedAt: Clock}
+			Environment: r.Environment, RequestedBy: r.RequestedBy, Roles: pipeline.RolesIn(r.Grants, found[0].Project),
+			Action: r.Action, Note: r.Note, BreakGlass: r.BreakGlass, State: pipeline.StateQueued, Approvals: []pipeline.Approval{}, CreatedAt: Clock}
 		s.promotions = append(s.promotions, pipeline.PromotionDetail{Promotion: p})
-		s.keys[key] = request{r, p.ID}
+		s.keys[key] = request{asked, p.ID}
 		created = true
 		return nil
 	})
@@ -400,35 +427,6 @@ func (s *Store) Packages(ctx context.Context, q pipeline.PackageQuery) (out []pi
 		}
 		out = cut(all, q.Page, func(u pipeline.PackageUse) string { return u.ID })
 		return nil
-	})
-	return out, err
-}
-
-// Promotions lists promotions, newest first.
-func (s *Store) Promotions(ctx context.Context, project string, page pipeline.Page) (out []pipeline.Promotion, err error) {
-	err = s.do(ctx, "Promotions", func() error {
-		var all []pipeline.Promotion
-		for _, p := range s.promotions {
-			if project == "" || p.Project == project {
-				all = append(all, p.Promotion)
-			}
-		}
-		out = cut(all, page, func(p pipeline.Promotion) string { return string(p.ID) })
-		return nil
-	})
-	return out, err
-}
-
-// PromotionDetail returns a promotion.
-func (s *Store) PromotionDetail(ctx context.Context, id pipeline.PromotionID) (out pipeline.PromotionDetail, err error) {
-	err = s.do(ctx, "PromotionDetail", func() error {
-		for _, p := range s.promotions {
-			if p.ID == id {
-				out = p
-				return nil
-			}
-		}
-		return fmt.Errorf("promotion %s: %w", id, pipeline.ErrNotFound)
 	})
 	return out, err
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -75,7 +76,15 @@ type VEXDocument struct {
 	RevokedBy  string     `json:"revokedBy,omitempty"`
 }
 
-// VEXStatement says of some products that a vulnerability does not affect them.
+// What a VEX statement can say of a product and a vulnerability.
+const (
+	VEXNotAffected        = "not_affected"
+	VEXFixed              = "fixed"
+	VEXAffected           = "affected"
+	VEXUnderInvestigation = "under_investigation"
+)
+
+// VEXStatement says of some products how a vulnerability affects them.
 type VEXStatement struct {
 	Document string `json:"document"` // the id of the VEXDocument
 	// Author as the document has it, and the key that signed it.
@@ -83,13 +92,37 @@ type VEXStatement struct {
 	KeyID  string `json:"keyID"`
 	// Vulnerability and its aliases.
 	Vulnerability []string `json:"vulnerability"`
-	// Status is "not_affected" or "fixed": no other is a reason to pass.
-	Status        string `json:"status"`
+	Status        string   `json:"status"`
+	// Justification is the label, or what the statement says of the impact.
 	Justification string `json:"justification,omitempty"`
 	// Products that it is about: package URLs, image names or digests. With
 	// Subcomponents, only those within the products.
 	Products []VEXProduct `json:"products"`
-	At       time.Time    `json:"at"`
+	// At is the statement's time, which is its document's when it has none of
+	// its own. DocumentAt is when the document was issued or last updated.
+	At         time.Time `json:"at"`
+	DocumentAt time.Time `json:"documentAt"`
+}
+
+// Counts reports whether the statement says anything: not_affected needs a
+// justification (OpenVEX 0.2.0, status requirements).
+func (s VEXStatement) Counts() bool { return s.Status != VEXNotAffected || s.Justification != "" }
+
+// Suppresses reports whether the statement is a reason to let the finding pass.
+func (s VEXStatement) Suppresses() bool {
+	return s.Counts() && (s.Status == VEXNotAffected || s.Status == VEXFixed)
+}
+
+// Overrides reports whether the statement takes the place of another about the
+// same vulnerability and product, which comes before it in the order in which
+// Read returns them: the newer statement does, then that of the newer document,
+// then the later one of one document. Between documents that are equally new,
+// the one that does not suppress does.
+func (s VEXStatement) Overrides(o VEXStatement) bool {
+	if c := cmp.Or(s.At.Compare(o.At), s.DocumentAt.Compare(o.DocumentAt)); c != 0 {
+		return c > 0
+	}
+	return s.Document == o.Document || !s.Suppresses()
 }
 
 // VEXProduct is one product of a statement.
@@ -101,10 +134,12 @@ type VEXProduct struct {
 // VEXReader reads VEX documents.
 type VEXReader interface {
 	// Read checks the signature against the trusted keys (PEM, PKIX) and
-	// returns the statements that can suppress a finding. A document by no
-	// trusted key is an error that wraps ErrUnverified; one that is no OpenVEX,
-	// one that wraps ErrInvalid.
+	// returns all statements, oldest first: also those that suppress nothing,
+	// because they may override one that does. A document by no trusted key is
+	// an error that wraps ErrUnverified; one that is no OpenVEX, one that wraps
+	// ErrInvalid.
 	Read(doc VEXDocument, trustedKeys []string) ([]VEXStatement, error)
-	// Matches reports whether the statement is about that finding in that image.
+	// Matches reports whether the statement is about that finding in that
+	// image, as it is on all of those platforms.
 	Matches(s VEXStatement, f Finding, img Image, platforms []PlatformImage) bool
 }

@@ -114,13 +114,19 @@ func (p *Pipeline) suppress(f *Facts, project Project, built Built, st Standing)
 			f.Ignored = append(f.Ignored, fmt.Sprintf("VEX document %s: %v", doc.ID, err))
 			continue
 		}
-		statements = append(statements, read...)
+		for _, v := range read {
+			if v.Counts() {
+				statements = append(statements, v)
+				continue
+			}
+			f.Ignored = append(f.Ignored, fmt.Sprintf("VEX document %s: %s of %s has no justification", doc.ID, v.Status, strings.Join(v.Vulnerability, ", ")))
+		}
 	}
 	for i := range f.Findings {
 		finding := &f.Findings[i]
 		s := exceptionFor(finding.Finding, f, built.Image.Digest, st)
 		if s == nil {
-			s = p.vexFor(finding.Finding, built, statements)
+			s = p.vexFor(*finding, built, statements)
 		}
 		finding.Suppressed, finding.Suppression = s != nil, s
 	}
@@ -144,17 +150,30 @@ func exceptionFor(finding Finding, f *Facts, image Digest, st Standing) *Suppres
 	return nil
 }
 
-func (p *Pipeline) vexFor(finding Finding, built Built, statements []VEXStatement) *Suppression {
-	for _, s := range statements {
-		if p.VEX.Matches(s, finding, built.Image, built.Platforms) {
-			reason := s.Status
-			if s.Justification != "" {
-				reason += ": " + s.Justification
+// vexFor is the statement that speaks for the finding on every platform that
+// has it: on each, the last word of all that is said of it.
+func (p *Pipeline) vexFor(finding FindingFact, built Built, statements []VEXStatement) *Suppression {
+	if len(statements) == 0 || len(finding.Platforms) == 0 {
+		return nil
+	}
+	var last *VEXStatement
+	for _, platform := range finding.Platforms {
+		here := slices.DeleteFunc(slices.Clone(built.Platforms), func(i PlatformImage) bool { return i.Platform != platform })
+		last = nil
+		for i, s := range statements {
+			if p.VEX.Matches(s, finding.Finding, built.Image, here) && (last == nil || s.Overrides(*last)) {
+				last = &statements[i]
 			}
-			return &Suppression{By: "vex", ID: s.Document, Author: s.Author, Reason: reason}
+		}
+		if last == nil || !last.Suppresses() {
+			return nil
 		}
 	}
-	return nil
+	reason := last.Status
+	if last.Justification != "" {
+		reason += ": " + last.Justification
+	}
+	return &Suppression{By: "vex", ID: last.Document, Author: last.Author, Reason: reason}
 }
 
 // signerFacts are the keys by which every one of the images is signed.

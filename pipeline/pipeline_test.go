@@ -15,6 +15,7 @@ import (
 
 	"github.com/dray-project/dray/pipeline"
 	"github.com/dray-project/dray/pipeline/pipelinetest"
+	"github.com/dray-project/dray/pipeline/policy"
 )
 
 const (
@@ -30,30 +31,52 @@ type bundle struct {
 	t *testing.T
 	p *pipeline.Pipeline
 	n int
+	// now is the world's clock.
+	now time.Time
 }
 
 func setup(t *testing.T) *bundle {
 	t.Helper()
-	w := pipelinetest.NewWorld(t)
 	rules := pipeline.GateRules{FailOn: pipeline.SeverityCritical}
-	if err := w.Store.SyncProjects(t.Context(), []pipeline.Project{{
-		Name: "app", Forge: "github", Source: "team/app", CloneURL: "https://git.example/team/app.git",
-		Repository: devRepo, Platforms: []pipeline.Platform{"linux/amd64", "linux/arm64"}, Latest: true, Gate: rules,
-		Environments: []pipeline.Environment{{Name: "prod", Repository: prodRepo, Gate: rules}},
-	}}); err != nil {
-		t.Fatal(err)
-	}
-	b := &bundle{World: w, t: t}
+	return setupWith(t, pipeline.Environment{Name: "prod", Repository: prodRepo, Gate: rules})
+}
+
+func setupWith(t *testing.T, environments ...pipeline.Environment) *bundle {
+	t.Helper()
+	w := pipelinetest.NewWorld(t)
+	b := &bundle{World: w, t: t, now: time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)} // a Monday
+	w.Store.Clock = func() time.Time { b.now = b.now.Add(time.Millisecond); return b.now }
+	b.configure(environments...)
 	b.p = b.newPipeline()
 	return b
+}
+
+// configure puts the project's settings into force.
+func (b *bundle) configure(environments ...pipeline.Environment) {
+	b.t.Helper()
+	project := pipeline.Project{
+		Name: "app", Forge: "github", Source: "team/app", CloneURL: "https://git.example/team/app.git",
+		Repository: devRepo, Platforms: []pipeline.Platform{"linux/amd64", "linux/arm64"}, Latest: true,
+		Gate: pipeline.GateRules{FailOn: pipeline.SeverityCritical}, Environments: environments, TrustedVEXKeys: []string{"a key"}, Version: 1,
+	}
+	if err := project.Check(); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.Store.SyncProjects(b.t.Context(), []pipeline.Project{project}); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 // newPipeline is what a restarted process has: nothing but the store.
 func (b *bundle) newPipeline() *pipeline.Pipeline {
 	b.t.Helper()
+	judge, err := policy.New(b.t.Context(), policy.Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	p, err := pipeline.New(pipeline.Config{
 		Store: b.Store, Locker: b.Store, Builder: b.Builder(), Scanner: b.Scanner(), Signer: b.Signer(), Registry: b.Registry(),
-		BuilderID: "https://example.com/builder", Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Judge: judge, VEX: pipelinetest.VEX{}, BaseURL: "https://dray.example", BuilderID: "https://example.com/builder", Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -65,7 +88,7 @@ func (b *bundle) push(ref, commit string) pipeline.RunID {
 	b.t.Helper()
 	b.n++
 	a, err := b.Store.Accept(b.t.Context(), pipeline.Delivery{
-		Forge: "github", ID: fmt.Sprint("delivery-", b.n), Project: "app", ReceivedAt: time.Now(),
+		Forge: "github", ID: fmt.Sprint("delivery-", b.n), Project: "app", ReceivedAt: b.Store.Clock(),
 		Event: pipeline.Event{Kind: pipeline.EventPush, Source: "team/app", Ref: ref, After: commit},
 	})
 	if err != nil {
@@ -167,8 +190,8 @@ func TestEveryFault(t *testing.T) {
 				wantTags(t, b.TagsOf(prodRepo), img.Digest, "sha-aaaaaaaaaaaa", "1.0.0", "1.0", "1", "latest")
 				for _, repo := range []string{devRepo, prodRepo} {
 					v, err := b.Signer().Verify(t.Context(), pipeline.Image{Repository: repo, Digest: img.Digest})
-					if err != nil || len(v.Signatures) != 1 || len(v.Attestations) != 2 {
-						t.Errorf("in %s: %d signatures, %d attestations, %v; want one signature, a provenance and an SBOM", repo, len(v.Signatures), len(v.Attestations), err)
+					if err != nil || len(v.Signatures) != 1 || len(v.Attestations) != 4 {
+						t.Errorf("in %s: %d signatures, %d attestations, %v; want one signature, a provenance, an SBOM and the summaries of two decisions", repo, len(v.Signatures), len(v.Attestations), err)
 					}
 				}
 			})

@@ -21,7 +21,8 @@ type memoryWaiting struct {
 	behind map[pipeline.PromotionID]pipeline.PromotionID
 	ready  map[pipeline.PromotionID]bool
 	// seen is how many approvals there were when the newest attempt started.
-	seen map[pipeline.PromotionID]int
+	seen   map[pipeline.PromotionID]int
+	judged map[pipeline.PromotionID]pipeline.Judged
 	// replaced is what the environment held when a promotion was placed.
 	replaced map[pipeline.PromotionID]pipeline.Digest
 	order    []pipeline.PromotionID // in which they succeeded
@@ -30,7 +31,7 @@ type memoryWaiting struct {
 func newMemoryWaiting() memoryWaiting {
 	return memoryWaiting{inside: map[[2]string]pipeline.PromotionID{}, until: map[pipeline.PromotionID]*time.Time{},
 		behind: map[pipeline.PromotionID]pipeline.PromotionID{}, ready: map[pipeline.PromotionID]bool{},
-		seen: map[pipeline.PromotionID]int{}, replaced: map[pipeline.PromotionID]pipeline.Digest{}}
+		seen: map[pipeline.PromotionID]int{}, judged: map[pipeline.PromotionID]pipeline.Judged{}, replaced: map[pipeline.PromotionID]pipeline.Digest{}}
 }
 
 func (m *Memory) now() time.Time {
@@ -229,6 +230,7 @@ func (m *Memory) RecordDecision(_ context.Context, c pipeline.Claim, j pipeline.
 		p := m.promotions[pipeline.PromotionID(c.Job)]
 		d := j.Decision
 		p.Decision = &d
+		m.waiting.judged[p.ID] = j
 		if !d.Passed {
 			return
 		}
@@ -252,6 +254,7 @@ func (m *Memory) Wait(_ context.Context, c pipeline.Claim, w pipeline.Waiting) e
 		p := m.promotions[pipeline.PromotionID(c.Job)]
 		d := w.Decision
 		p.State, p.Decision, p.Reason = pipeline.StateWaiting, &d, d.Reason()
+		m.waiting.judged[p.ID] = pipeline.Judged{Decision: d, Diff: w.Diff}
 		m.waiting.until[p.ID], m.waiting.behind[p.ID] = d.Until, w.Behind
 		if behind, ok := m.promotions[w.Behind]; (ok && behind.State.Final()) || len(p.Approvals) != m.waiting.seen[p.ID] {
 			m.waiting.ready[p.ID] = true
@@ -450,4 +453,11 @@ func (m *Memory) Drifts() []pipeline.Drift {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.drifts)
+}
+
+// Judged returns a promotion's newest decision.
+func (m *Memory) Judged(id pipeline.PromotionID) pipeline.Judged {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.waiting.judged[id]
 }

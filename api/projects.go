@@ -112,10 +112,12 @@ func (a *API) registerProjects() {
 		Description:  "The body is the project file in JSON, as /api/v1/schemas/project.json describes it. Every version is kept. A file whose rules do not compile, or whose registries the server does not know, is refused.",
 		Tags:         []string{"projects"},
 		MaxBodyBytes: pipeline.MaxProjectFile,
-		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
-			"application/json": {Schema: a.schema(pipeline.ProjectFile{})}}},
-		Responses: a.problems(400, 404, 408, 412, 413, 415, 422, 501),
+		// The project file's own parser is stricter, and says where.
+		SkipValidateBody: true,
+		Responses:        a.problems(400, 404, 408, 412, 413, 415, 422, 501),
 	}, needAdmin, a.applyProject)
+	body := a.huma.OpenAPI().Paths["/api/v1/projects/{name}"].Put.RequestBody
+	body.Content["application/json"].Schema = a.schema(pipeline.ProjectFile{})
 	handle(a, huma.Operation{
 		OperationID: "list-environments",
 		Method:      http.MethodGet,

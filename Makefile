@@ -50,11 +50,12 @@ build-demo: bin/dray-dev bin/buildctl bin/buildkitd bin/dray bin/drayd bin/dray-
 
 # Go knows best what is up to date: these are always asked for.
 .PHONY: FORCE
-bin/dray bin/drayd bin/dray-dev bin/dray-demo bin/dray-bench: FORCE | bin
+bin/dray bin/drayd bin/dray-dev bin/dray-demo bin/dray-bench bin/dray-copybench: FORCE | bin
 bin/dray: ; $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/dray
 bin/dray-dev: ; $(GOBUILD) -o $@ ./deploy/stack/cmd/dray-dev
 bin/dray-demo: ; $(GOBUILD) -o $@ ./deploy/demo
 bin/dray-bench: ; $(GOBUILD) -o $@ ./deploy/bench
+bin/dray-copybench: ; $(GOBUILD) -o $@ ./deploy/bench/copybench
 bin/drayd:
 	@test -e $@ || echo "building drayd, with the scanner in it; the first time takes about 10 minutes on two cores..."
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/drayd
@@ -77,6 +78,7 @@ $(eval $(call tool,buildctl,github.com/moby/buildkit/cmd/buildctl,github.com/mob
 $(eval $(call tool,cosign2,github.com/sigstore/cosign/v2/cmd/cosign,github.com/sigstore/cosign/v2,sigs.k8s.io/release-utils/version.gitVersion,2 minutes))
 $(eval $(call tool,cosign3,github.com/sigstore/cosign/v3/cmd/cosign,github.com/sigstore/cosign/v3,sigs.k8s.io/release-utils/version.gitVersion,1 minute))
 $(eval $(call tool,crane,github.com/google/go-containerregistry/cmd/crane,github.com/google/go-containerregistry,github.com/google/go-containerregistry/cmd/crane/cmd.Version,))
+$(eval $(call tool,regctl,github.com/regclient/regclient/cmd/regctl,github.com/regclient/regclient,,))
 $(eval $(call tool,staticcheck,honnef.co/go/tools/cmd/staticcheck,honnef.co/go/tools,,))
 
 # Trivy's command comes from the module that Dray links it from: the same version
@@ -109,8 +111,12 @@ fmt: ## Format the Go code
 	git ls-files -z -co --exclude-standard '*.go' | xargs -0 gofmt -s -w
 
 .PHONY: bench
-bench: bootstrap-test build bin/dray-bench bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy ## Measure Dray against what it replaces
+bench: bootstrap-bench build bin/dray-bench bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy bench-copy ## Measure Dray against what it replaces
 	$(AS_ROOT) bin/dray-bench --dir $(CURDIR)/.bench/state --bin $(CURDIR)/bin
+
+.PHONY: bench-copy
+bench-copy: bootstrap-bench bin/dray-copybench bin/dray-dev bin/crane bin/regctl ## Measure the copies alone (ARGS='--n 3 --only olareg')
+	bin/dray-copybench --bin $(CURDIR)/bin $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built; the demo's state stays
@@ -122,6 +128,7 @@ clean: ## Remove what was built; the demo's state stays
 help: ## Show this
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: bootstrap-demo bootstrap-test
+.PHONY: bootstrap-demo bootstrap-test bootstrap-bench
 bootstrap-demo: ; @deploy/dev/bootstrap.sh demo
 bootstrap-test: ; @deploy/dev/bootstrap.sh test
+bootstrap-bench: ; @deploy/dev/bootstrap.sh bench

@@ -160,7 +160,7 @@ func (w *whole) runDray(ctx context.Context) (seconds float64, err error) {
 	if err := w.work.Push(ctx, &out, tag); err != nil {
 		return 0, fmt.Errorf("%w\n%s", err, out.String())
 	}
-	run, err := w.RunOf(ctx, "hello-go", "refs/tags/"+tag)
+	run, err := w.RunOf(ctx, "hello-go", "refs/tags/"+tag, "")
 	if err != nil {
 		return 0, err
 	}

@@ -2,7 +2,7 @@
 # Installs the Debian packages that the demo or the tests need and that are
 # missing, and checks that there is a Go that can build Dray.
 #
-#   deploy/dev/bootstrap.sh demo|test
+#   deploy/dev/bootstrap.sh demo|test|bench
 #
 # Nothing of the user's own is touched. PostgreSQL's package would create and
 # start a cluster named "main"; while it is being installed, and only then, a
@@ -25,7 +25,7 @@ packages() {
 		ca-certificates /etc/ssl/certs/ca-certificates.crt downloading Go modules
 		curl /usr/bin/curl the requests that the demo shows
 	LIST
-	if [ "$1" = test ]; then
+	if [ "$1" != demo ]; then
 		cat <<-'LIST'
 			gcc /usr/bin/gcc Go's race detector
 			libc6-dev /usr/include/stdlib.h Go's race detector
@@ -104,14 +104,23 @@ check_go() {
 	esac
 }
 
+# skopeo is one of the rivals of the bench, whose rows say so when it is missing.
+install_rivals() {
+	command -v skopeo >/dev/null || {
+		say "installing skopeo, to measure against it"
+		apt_install skopeo || say "skopeo cannot be installed: its rows stay empty"
+	}
+}
+
 case ${1-} in
-demo | test)
+demo | test | bench)
 	[ "$(uname -s)" = Linux ] || die "buildkitd needs Linux"
 	install_missing "$1"
+	[ "$1" != bench ] || install_rivals
 	check_go
 	;;
 *)
-	printf '%s\n' "usage: bootstrap.sh demo|test" >&2
+	printf '%s\n' "usage: bootstrap.sh demo|test|bench" >&2
 	exit 2
 	;;
 esac

@@ -37,7 +37,8 @@ type checkpoint struct {
 func (b *blobCopy) resume(ctx context.Context) bool {
 	if len(b.upload.sums) > 0 {
 		at, offset, err := b.to.arrived(ctx, b.upload.at)
-		if err == nil && offset > 0 && offset < b.d.Size {
+		// "0-0" is what some say of nothing.
+		if err == nil && offset > 1 && offset < b.d.Size {
 			b.upload.at, b.upload.offset = at, offset
 			return true
 		}

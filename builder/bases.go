@@ -17,18 +17,16 @@ import (
 )
 
 // bases collects the images that the plan's platforms start from and fixes the
-// digest of each that the Dockerfile does not pin.
-func (r *resolver) bases(ctx context.Context, c gateway.Client, d *dockerfile, p pipeline.Plan) ([]pipeline.Material, error) {
-	build := pipeline.Platform("linux/amd64")
-	if len(r.builder.Platforms) > 0 {
-		build = r.builder.Platforms[0]
-	}
+// digest of each that the Dockerfile does not pin. It returns the configurations
+// of those, too, by the images' names.
+func (r *resolver) bases(ctx context.Context, c gateway.Client, d *dockerfile, p pipeline.Plan) ([]pipeline.Material, map[string][]byte, error) {
+	build := r.buildPlatform()
 	var list []baseImage
 	seen := map[baseImage]bool{}
 	for _, platform := range p.Platforms {
 		images, err := d.bases(p.Target, p.Args, build, platform)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, img := range images {
 			key := img
@@ -39,7 +37,7 @@ func (r *resolver) bases(ctx context.Context, c gateway.Client, d *dockerfile, p
 			}
 		}
 	}
-	out := make([]pipeline.Material, len(list))
+	out, configs := make([]pipeline.Material, len(list)), make([][]byte, len(list))
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(4)
 	for i, img := range list {
@@ -63,14 +61,29 @@ func (r *resolver) bases(ctx context.Context, c gateway.Client, d *dockerfile, p
 			if md.Image == nil {
 				return fmt.Errorf("base image %s: buildkitd did not resolve it", img.name)
 			}
+			configs[i] = md.Image.Config
 			out[i].Digest, err = pipeline.ParseDigest(md.Image.Digest.String())
 			return err
 		})
 	}
 	if err := eg.Wait(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return out, nil
+	known := map[string][]byte{}
+	for i, img := range list {
+		if len(configs[i]) > 0 {
+			known[img.name] = configs[i]
+		}
+	}
+	return out, known, nil
+}
+
+// buildPlatform is what the Dockerfile's BUILDPLATFORM will be.
+func (r *resolver) buildPlatform() pipeline.Platform {
+	if len(r.builder.Platforms) > 0 {
+		return r.builder.Platforms[0]
+	}
+	return "linux/amd64"
 }
 
 func baseError(file string, img baseImage, err error) error {

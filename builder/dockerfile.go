@@ -33,6 +33,7 @@ type dockerfile struct {
 	stages []instructions.Stage
 	args   []instructions.ArgCommand // those before the first FROM
 	escape rune
+	data   []byte
 }
 
 // baseImage is an image that a Dockerfile starts or copies from.
@@ -78,7 +79,7 @@ func parseDockerfile(name string, data []byte, allowed []pipeline.Digest) (d *do
 			}
 		}
 	}
-	return &dockerfile{name: name, stages: stages, args: args, escape: ast.EscapeToken}, nil
+	return &dockerfile{name: name, stages: stages, args: args, escape: ast.EscapeToken, data: data}, nil
 }
 
 // checkEntitlements refuses early, with the line, what buildkitd would refuse
@@ -131,44 +132,59 @@ func checkSyntax(name string, data []byte, allowed []pipeline.Digest) error {
 		"remove the line (buildkitd's own Dockerfile frontend is used), or have the frontend allowed and name it by its digest", ref))
 }
 
-// bases returns the images that building target for a platform needs, in order
-// of appearance: of stages that are reached, what FROM, COPY --from and
-// RUN --mount=from name and what is neither a stage nor scratch.
-func (d *dockerfile) bases(target string, args map[string]string, build, platform pipeline.Platform) ([]baseImage, error) {
-	lex := shell.NewLex(d.escape)
-	env, err := d.globalArgs(lex, target, args, build, platform)
-	if err != nil {
+// graph is how the stages of a Dockerfile hang together for one platform.
+type graph struct {
+	lex    *shell.Lex
+	env    shell.EnvGetter
+	byName map[string]int
+	names  []string // of what each stage starts from, filled in
+	from   []int    // the stage that a stage starts from, or -1
+	goal   int      // the stage that is built
+}
+
+func (d *dockerfile) graph(target string, args map[string]string, build, platform pipeline.Platform) (*graph, error) {
+	g := &graph{lex: shell.NewLex(d.escape), byName: map[string]int{}, names: make([]string, len(d.stages)), from: make([]int, len(d.stages))}
+	var err error
+	if g.env, err = d.globalArgs(g.lex, target, args, build, platform); err != nil {
 		return nil, err
 	}
-	byName := map[string]int{}
-	names := make([]string, len(d.stages)) // expanded base names
-	from := make([]int, len(d.stages))     // the stage that a stage starts from, or -1
 	for i, st := range d.stages {
-		base, err := expand(lex, st.BaseName, env)
+		base, err := expand(g.lex, st.BaseName, g.env)
 		if err != nil {
 			return nil, dockerfileError(d.name, lineOf(st.Location), err)
 		}
 		if base == "" {
 			return nil, dockerfileError(d.name, lineOf(st.Location), fmt.Errorf("the base name %q is empty once its arguments are filled in", st.BaseName))
 		}
-		names[i], from[i] = base, -1
-		if j, ok := byName[strings.ToLower(base)]; ok {
-			from[i] = j
+		g.names[i], g.from[i] = base, -1
+		if j, ok := g.byName[strings.ToLower(base)]; ok {
+			g.from[i] = j
 		}
 		if st.Name != "" {
-			byName[strings.ToLower(st.Name)] = i
+			g.byName[strings.ToLower(st.Name)] = i
 		}
 	}
-	goal := len(d.stages) - 1
+	g.goal = len(d.stages) - 1
 	if target != "" {
 		var ok bool
-		if goal, ok = byName[strings.ToLower(target)]; !ok {
-			if goal, err = strconv.Atoi(target); err != nil || goal < 0 || goal >= len(d.stages) {
+		if g.goal, ok = g.byName[strings.ToLower(target)]; !ok {
+			if g.goal, err = strconv.Atoi(target); err != nil || g.goal < 0 || g.goal >= len(d.stages) {
 				return nil, dockerfileError(d.name, 0, fmt.Errorf("there is no stage %q to build; stages are %s", target, d.stageNames()))
 			}
 		}
 	}
+	return g, nil
+}
 
+// bases returns the images that building target for a platform needs, in order
+// of appearance: of stages that are reached, what FROM, COPY --from and
+// RUN --mount=from name and what is neither a stage nor scratch.
+func (d *dockerfile) bases(target string, args map[string]string, build, platform pipeline.Platform) ([]baseImage, error) {
+	g, err := d.graph(target, args, build, platform)
+	if err != nil {
+		return nil, err
+	}
+	lex, env, byName, names, from := g.lex, g.env, g.byName, g.names, g.from
 	var out []baseImage
 	seen := map[string]bool{}
 	use := func(name string, wanted pipeline.Platform, line int) error {
@@ -185,7 +201,7 @@ func (d *dockerfile) bases(target string, args map[string]string, build, platfor
 		return nil
 	}
 	reached := map[int]bool{}
-	queue := []int{goal}
+	queue := []int{g.goal}
 	for len(queue) > 0 {
 		i := queue[0]
 		queue = queue[1:]

@@ -54,7 +54,7 @@ func (b *Builder) Resolve(ctx context.Context, p pipeline.Project, ev pipeline.E
 			return "", err
 		}
 		res := &resolver{
-			b: b, project: p, event: ev, remote: r, access: b.gitAccess(r), builder: info,
+			b: b, project: p, event: ev, remote: r, access: b.gitAccess(r), builder: info, rec: rec,
 		}
 		st := rec.stream("")
 		_, err = solve(st, func(status chan *client.SolveStatus) (*client.SolveResponse, error) {
@@ -88,6 +88,7 @@ type resolver struct {
 	remote  remote
 	access  gitAccess
 	builder Member
+	rec     *recorder
 	err     error
 }
 
@@ -120,8 +121,16 @@ func (r *resolver) run(ctx context.Context, c gateway.Client) (pipeline.Source, 
 	if err != nil {
 		return pipeline.Source{}, err
 	}
-	src.Bases, err = r.bases(ctx, c, d, src.Plan)
-	return src, err
+	var configs map[string][]byte
+	if src.Bases, configs, err = r.bases(ctx, c, d, src.Plan); err != nil {
+		return pipeline.Source{}, err
+	}
+	// What is built does not depend on what is thought of it.
+	src.Lint, err = d.lint(ctx, src.Plan, r.buildPlatform(), configs)
+	if err != nil {
+		r.rec.note("", "the checks of "+d.name+" could not be finished: "+err.Error())
+	}
+	return src, nil
 }
 
 // commit finds the commit that was pushed and the time it was made.

@@ -229,6 +229,9 @@ func commitsBetween(events []Event, from, to string) (commits []Commit, known bo
 				return commits[:len(commits)-1], true
 			}
 		}
+		if events[i].CommitsOmitted {
+			return commits, false
+		}
 		at = events[i].Before
 	}
 	return commits, true

@@ -93,3 +93,14 @@ func TestVEXOverrides(t *testing.T) {
 		})
 	}
 }
+
+// A push of which commits were left out does not tell all that is between.
+func TestCommitsBetweenOmitted(t *testing.T) {
+	push := Event{Ref: "refs/heads/main", Before: "a", After: "d", Commits: []Commit{{SHA: "c"}, {SHA: "d"}}, CommitsOmitted: true}
+	if commits, known := commitsBetween([]Event{push}, "a", "d"); known || len(commits) != 2 {
+		t.Errorf("%+v, known %t; want what is known and that it is not all", commits, known)
+	}
+	if commits, known := commitsBetween([]Event{push}, "c", "d"); !known || len(commits) != 1 {
+		t.Errorf("%+v, known %t; want the one after c", commits, known)
+	}
+}

@@ -67,6 +67,8 @@ type Event struct {
 	Pusher  string `json:"pusher,omitempty"`
 	// Commits that the push brought, oldest first, as far as the forge lists them.
 	Commits []Commit `json:"commits,omitempty"`
+	// CommitsOmitted: there were older ones than those in Commits.
+	CommitsOmitted bool `json:"commitsOmitted,omitempty"`
 	// CompareURL shows the push at the forge.
 	CompareURL string `json:"compareURL,omitempty"`
 }

@@ -25,7 +25,13 @@ const (
 const maxDeliveryID = 128
 
 // GitHub reads the webhooks of github.com and GitHub Enterprise Server.
-type GitHub struct{}
+type GitHub struct {
+	// CloneURL returns the clone URL that the settings have for a repository
+	// ("acme/hello-go"), and "" for one that they do not have. It says which host
+	// the forge is: a delivery's own word for it does not count. Nil means that
+	// events have no CompareURL.
+	CloneURL func(source string) string
+}
 
 // Verify reports whether body was signed with secret: X-Hub-Signature-256 is
 // the HMAC-SHA256 of the raw bytes, compared in constant time. Nothing of the
@@ -58,7 +64,9 @@ func (GitHub) Verify(secret []byte, header http.Header, body []byte) error {
 // Parse reads a delivery whose signature has been verified, and returns the
 // event and the delivery's id.
 //
-// A push of a branch or tag gives EventPush, a ping EventPing. For every other
+// A push of a branch or tag gives EventPush, with its newest 250 commits, and a
+// CompareURL if the delivery has one in that repository on the forge's own host.
+// A ping gives EventPing. For every other
 // type of event the Kind is GitHub's own name for it ("issues"), nothing else
 // is filled in and the body is not looked at: there is nothing to do.
 //
@@ -66,7 +74,7 @@ func (GitHub) Verify(secret []byte, header http.Header, body []byte) error {
 // missing or null field, a ref that is incomplete or that git would not
 // accept, a commit that is not 40 or 64 hexadecimal digits, a delivery without
 // an id.
-func (GitHub) Parse(header http.Header, body []byte) (pipeline.Event, string, error) {
+func (g GitHub) Parse(header http.Header, body []byte) (pipeline.Event, string, error) {
 	id := header.Get(headerDelivery)
 	if !token(id, maxDeliveryID) {
 		return pipeline.Event{}, "", fmt.Errorf("GitHub webhook: want a %s header of 1 to %d printable characters without spaces: %w",
@@ -88,7 +96,7 @@ func (GitHub) Parse(header http.Header, body []byte) (pipeline.Event, string, er
 			break
 		}
 		if kind == string(pipeline.EventPush) {
-			event, err = parsePush(payload)
+			event, err = g.parsePush(payload)
 		} else {
 			event, err = parsePing(payload)
 		}
@@ -139,7 +147,7 @@ func (r repository) source() (string, error) {
 	return name, nil
 }
 
-func parsePush(payload []byte) (pipeline.Event, error) {
+func (g GitHub) parsePush(payload []byte) (pipeline.Event, error) {
 	var p struct {
 		Ref        field[string]     `json:"ref"`
 		Before     field[string]     `json:"before"`
@@ -149,6 +157,8 @@ func parsePush(payload []byte) (pipeline.Event, error) {
 		Pusher     field[struct {
 			Name field[string] `json:"name"`
 		}] `json:"pusher"`
+		Commits field[json.RawMessage] `json:"commits"`
+		Compare field[string]          `json:"compare"`
 	}
 	if err := decode(payload, &p); err != nil {
 		return pipeline.Event{}, err
@@ -201,7 +211,21 @@ func parsePush(payload []byte) (pipeline.Event, error) {
 	if err != nil {
 		return pipeline.Event{}, err
 	}
-	event.Pusher = printable(name, 200)
+	event.Pusher = printable(name, maxName)
+	commits, err := p.Commits.optional("commits")
+	if err != nil {
+		return pipeline.Event{}, err
+	}
+	if event.Commits, event.CommitsOmitted, err = parseCommits(commits); err != nil {
+		return pipeline.Event{}, err
+	}
+	compare, err := p.Compare.optional("compare")
+	if err != nil {
+		return pipeline.Event{}, err
+	}
+	if g.CloneURL != nil {
+		event.CompareURL = checkCompare(compare, event.Source, g.CloneURL(event.Source))
+	}
 	return event, nil
 }
 

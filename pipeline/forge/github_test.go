@@ -4,9 +4,11 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -118,7 +120,7 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got != tc.want || id != "72d3162e-cc78-11e3-81ab-4c9367dc0958" {
+			if !reflect.DeepEqual(got, tc.want) || id != "72d3162e-cc78-11e3-81ab-4c9367dc0958" {
 				t.Fatalf("got  %+v (%s)\nwant %+v", got, id, tc.want)
 			}
 		})
@@ -226,10 +228,12 @@ func FuzzParse(f *testing.F) {
 		f.Add("ping", "id-2", "", []byte(body))
 	}
 	f.Add("push", "id-3", "application/x-www-form-urlencoded", []byte("payload=%7B%7D"))
+	f.Add("push", "id-4", "", []byte(pushed(`"compare":"https://github.com/a/b/compare/x","commits":[{"id":"`+sha+`","message":"m\\n","timestamp":"2026-03-02T10:00:00+02:00","author":{"name":"a"}}]`)))
 	f.Add("issues", "", "text/plain", []byte(nil))
 	f.Fuzz(func(t *testing.T, event, id, contentType string, body []byte) {
 		h := http.Header{"X-Github-Event": {event}, "X-Github-Delivery": {id}, "Content-Type": {contentType}}
-		e, gotID, err := forge.GitHub{}.Parse(h, body)
+		g := forge.GitHub{CloneURL: func(string) string { return "https://github.com/a/b.git" }}
+		e, gotID, err := g.Parse(h, body)
 		if err != nil {
 			if !errors.Is(err, pipeline.ErrInvalid) {
 				t.Fatalf("%v does not wrap ErrInvalid", err)
@@ -248,6 +252,14 @@ func FuzzParse(f *testing.F) {
 		short := strings.TrimPrefix(strings.TrimPrefix(e.Ref, "refs/heads/"), "refs/tags/")
 		if short == e.Ref || short == "" || strings.HasPrefix(short, "-") || strings.Contains(short, "..") || strings.ContainsAny(e.Ref, " \n\r\x00\x1b~^:?*[\\") {
 			t.Fatalf("ref %q", e.Ref)
+		}
+		if _, err := json.Marshal(e); err != nil || len(e.Commits) > 250 || e.CompareURL != "" && !strings.HasPrefix(strings.ToLower(e.CompareURL), "https://github.com/") {
+			t.Fatalf("%+v: %v", e, err)
+		}
+		for _, c := range e.Commits {
+			if len(c.SHA) != 40 && len(c.SHA) != 64 || strings.ContainsAny(c.Title+c.Author, "\x00\n\r\x1b\u202e") {
+				t.Fatalf("commit %+v", c)
+			}
 		}
 		for _, sha := range []string{e.Before, e.After} {
 			if sha != "" && len(sha) != 40 && len(sha) != 64 {

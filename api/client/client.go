@@ -4,7 +4,6 @@ package client
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -141,50 +140,6 @@ func (c *Client) Retry(ctx context.Context, id pipeline.RunID) (run pipeline.Run
 	return run, err
 }
 
-// Promotion is a promotion as the server shows it.
-type Promotion struct {
-	pipeline.PromotionDetail
-	// VerifyCommands check the image at its destination, without Dray.
-	VerifyCommands []string `json:"verifyCommands,omitempty"`
-}
-
-// Promote asks for a promotion and returns it as queued; Follow tells what
-// becomes of it. The request carries an idempotency key (one is made if r has
-// none), and so it is sent again when the answer is lost.
-func (c *Client) Promote(ctx context.Context, r pipeline.PromotionRequest) (p pipeline.Promotion, err error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return p, fmt.Errorf("promote %s: %w", r.Image, err)
-	}
-	key := r.IdempotencyKey
-	if key == "" {
-		key = rand.Text()
-	}
-	header := http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {key}}
-	err = c.post(ctx, "/api/v1/promotions", header, body, &p)
-	return p, err
-}
-
-// PromotionsQuery narrows a list of promotions; empty fields do not.
-type PromotionsQuery struct {
-	Project string
-	PageQuery
-}
-
-// Promotions lists promotions, newest first.
-func (c *Client) Promotions(ctx context.Context, q PromotionsQuery) (List[pipeline.Promotion], error) {
-	v := url.Values{}
-	setIf(v, "project", q.Project)
-	q.set(v)
-	return getList[pipeline.Promotion](ctx, c, "/api/v1/promotions", v)
-}
-
-// Promotion returns a promotion with its stages.
-func (c *Client) Promotion(ctx context.Context, id pipeline.PromotionID) (p Promotion, err error) {
-	err = c.getJSON(ctx, "/api/v1/promotions/"+url.PathEscape(string(id)), nil, &p)
-	return p, err
-}
-
 // Image is an image as the server shows it.
 type Image struct {
 	pipeline.ImageDetail
@@ -291,6 +246,22 @@ func (c *Client) post(ctx context.Context, path string, header http.Header, body
 			return err
 		}
 	}
+}
+
+// once sends a request with a JSON body that must not be repeated.
+func (c *Client) once(ctx context.Context, method, path string, q url.Values, header http.Header, in, out any) error {
+	var body []byte
+	if in != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
+			return fmt.Errorf("%s %s: %w", method, path, err)
+		}
+		if header == nil {
+			header = http.Header{}
+		}
+		header.Set("Content-Type", "application/json")
+	}
+	return c.call(ctx, method, path, q, header, body, func(resp *http.Response) error { return decode(resp, out) })
 }
 
 func (c *Client) getRaw(ctx context.Context, path string, q url.Values) (body []byte, err error) {

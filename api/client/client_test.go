@@ -103,7 +103,9 @@ func TestReads(t *testing.T) {
 				l, err := c.Promotions(ctx, client.PromotionsQuery{Project: "hello-go"})
 				return l.Items, err
 			},
-			func() (any, error) { return store.Promotions(ctx, "hello-go", pipeline.Page{Limit: 9}) },
+			func() (any, error) {
+				return store.Promotions(ctx, pipeline.PromotionQuery{Project: "hello-go", Page: pipeline.Page{Limit: 9}})
+			},
 		},
 		"packages": {
 			func() (any, error) {
@@ -253,7 +255,7 @@ func TestPromoteOnce(t *testing.T) {
 			}
 		})
 	})
-	before, err := store.Promotions(context.Background(), "", pipeline.Page{Limit: 100})
+	before, err := store.Promotions(context.Background(), pipeline.PromotionQuery{Page: pipeline.Page{Limit: 100}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +263,7 @@ func TestPromoteOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := store.Promotions(context.Background(), "", pipeline.Page{Limit: 100})
+	after, err := store.Promotions(context.Background(), pipeline.PromotionQuery{Page: pipeline.Page{Limit: 100}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,10 @@ type Problem struct {
 	Errors   []FieldError `json:"errors"`
 	// Projects, of an ambiguous image: those that hold it.
 	Projects []string `json:"projects"`
+	// Roles, of a forbidden request: those of which one is needed.
+	Roles []string `json:"roles"`
+	// Plan, of a plan that changed: today's.
+	Plan pipeline.Digest `json:"plan"`
 }
 
 // FieldError is one value that was not accepted.
@@ -41,6 +45,9 @@ func (p *Problem) Error() string {
 	return fmt.Sprintf("the server answered %d %s", p.Status, http.StatusText(p.Status))
 }
 
+// PlanChanged reports whether the plan is not (any more) what was shown.
+func (p *Problem) PlanChanged() bool { return p.Type == "urn:dray:problem:plan-changed" }
+
 // Unwrap returns the sentinel of the domain, or nil.
 func (p *Problem) Unwrap() error {
 	switch strings.TrimPrefix(p.Type, "urn:dray:problem:") {
@@ -48,7 +55,7 @@ func (p *Problem) Unwrap() error {
 		return pipeline.ErrNotFound
 	case "invalid", "malformed":
 		return pipeline.ErrInvalid
-	case "conflict":
+	case "conflict", "plan-changed", "precondition-failed":
 		return pipeline.ErrConflict
 	case "ambiguous":
 		return pipeline.ErrAmbiguous

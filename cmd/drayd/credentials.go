@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/dray-project/dray/pipeline"
 	"github.com/dray-project/dray/signer"
 )
 
@@ -59,12 +61,25 @@ func keyCommand(stdout, stderr io.Writer, getenv func(string) string) *cobra.Com
 func tokenCommand(settings func(*cobra.Command) (*Settings, error), stdout, stderr io.Writer) *cobra.Command {
 	token := &cobra.Command{Use: "token", Short: "Make tokens for the API"}
 	var expires time.Duration
+	var roles []string
 	create := &cobra.Command{
 		Use: "create NAME", Short: "Make a token and print it, once", Args: cobra.ExactArgs(1),
 		Long: "The token is printed on standard output and kept as a hash only: it cannot be shown again.\n" +
-			"A new token of the same name replaces the old one. What the token does is recorded under its name.",
-		Example: "  drayd token create rita --expires 720h",
+			"A new token of the same name replaces the old one. What the token does is recorded under its name.\n\n" +
+			"A role holds everywhere, or in one project with ROLE@PROJECT. viewer, developer,\n" +
+			"release-manager, auditor and admin are known to Dray; others can be named in approval rules.\n" +
+			"Without --role the token may do everything (admin).",
+		Example: "  drayd token create rita --role release-manager@shop --expires 720h\n" +
+			"  drayd token create sam --role developer --role security",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var grants []pipeline.Grant
+			for _, r := range roles {
+				g, err := pipeline.ParseGrant(r)
+				if err != nil {
+					return fmt.Errorf("--role: %w", err)
+				}
+				grants = append(grants, g)
+			}
 			s, err := settings(cmd)
 			if err != nil {
 				return err
@@ -79,7 +94,7 @@ func tokenCommand(settings func(*cobra.Command) (*Settings, error), stdout, stde
 				t := time.Now().Add(expires)
 				until = &t
 			}
-			secret, made, err := p.store.CreateToken(cmd.Context(), args[0], until)
+			secret, made, err := p.store.CreateToken(cmd.Context(), args[0], grants, until)
 			if err != nil {
 				return err
 			}
@@ -87,12 +102,17 @@ func tokenCommand(settings func(*cobra.Command) (*Settings, error), stdout, stde
 			if made.ExpiresAt != nil {
 				when = "expires " + made.ExpiresAt.Format(time.RFC3339)
 			}
-			fmt.Fprintf(stderr, "token of %s, %s; it is not shown again\n", made.Name, when)
+			var may []string
+			for _, g := range made.Grants {
+				may = append(may, g.String())
+			}
+			fmt.Fprintf(stderr, "token of %s (%s), %s; it is not shown again\n", made.Name, strings.Join(may, ", "), when)
 			_, err = fmt.Fprintln(stdout, secret)
 			return err
 		},
 	}
 	create.Flags().DurationVar(&expires, "expires", 0, "how long it is valid; without, until it is replaced")
+	create.Flags().StringSliceVar(&roles, "role", []string{pipeline.RoleAdmin}, "role, or role@project, that it has; can be given several times")
 	token.AddCommand(create)
 	return token
 }

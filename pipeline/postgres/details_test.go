@@ -111,7 +111,7 @@ func TestRunDetailBeforeTheRecord(t *testing.T) {
 	}
 	for stage, outcome := range map[pipeline.Stage]any{
 		pipeline.StageScan: pipeline.Report{Platforms: []pipeline.PlatformReport{{Findings: []pipeline.Finding{{ID: "a", Severity: pipeline.SeverityHigh}}}}},
-		pipeline.StageGate: pipeline.Decision{Passed: true},
+		pipeline.StageGate: pipeline.Judged{Decision: pipeline.Decision{Passed: true}},
 	} {
 		b, err := json.Marshal(outcome)
 		check(t, err)
@@ -167,14 +167,14 @@ func TestLists(t *testing.T) {
 		promos = append([]string{string(promote(t, s, rec, env, "grace").ID)}, promos...)
 		time.Sleep(2 * time.Millisecond)
 	}
-	first, err := s.Promotions(t.Context(), "app", pipeline.Page{Limit: 2})
+	first, err := s.Promotions(t.Context(), pipeline.PromotionQuery{Project: "app", Page: pipeline.Page{Limit: 2}})
 	check(t, err)
-	rest, err := s.Promotions(t.Context(), "", pipeline.Page{Limit: 2, After: string(first[1].ID)})
+	rest, err := s.Promotions(t.Context(), pipeline.PromotionQuery{Page: pipeline.Page{Limit: 2, After: string(first[1].ID)}})
 	check(t, err)
 	if len(rest) != 1 || string(first[0].ID) != promos[0] || string(rest[0].ID) != promos[2] {
 		t.Errorf("promotions %v then %v, want %v", first, rest, promos)
 	}
-	if none, err := s.Promotions(t.Context(), "web", pipeline.Page{}); err != nil || none == nil || len(none) != 0 {
+	if none, err := s.Promotions(t.Context(), pipeline.PromotionQuery{Project: "web"}); err != nil || none == nil || len(none) != 0 {
 		t.Errorf("in web %v, %v", none, err)
 	}
 }

@@ -3,6 +3,7 @@ package postgres
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -66,6 +67,9 @@ func imageDetail(ctx context.Context, tx pgx.Tx, project string, d pipeline.Dige
 	if out.Findings, err = imageFindings(ctx, tx, h.Run); err != nil {
 		return out, wrap(err, "findings")
 	}
+	if out.Hygiene, err = imageHygiene(ctx, tx, h.Run); err != nil {
+		return out, wrap(err, "hygiene")
+	}
 	verified, err := getVerified(ctx, tx, h.Run.Job())
 	if err != nil {
 		return out, wrap(err, "what verified")
@@ -114,4 +118,19 @@ func imageFindings(ctx context.Context, q querier, run pipeline.RunID) ([]pipeli
 		return cmp.Or(cmp.Compare(b.Severity, a.Severity), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Package, b.Package))
 	})
 	return out, err
+}
+
+// imageHygiene lists the platforms whose hygiene was looked at.
+func imageHygiene(ctx context.Context, q querier, run pipeline.RunID) ([]pipeline.PlatformHygiene, error) {
+	rows, err := q.Query(ctx, `SELECT platform, run_user, hygiene FROM reports WHERE run = $1 AND hygiene IS NOT NULL ORDER BY position`, string(run))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (h pipeline.PlatformHygiene, err error) {
+		var doc json.RawMessage
+		if err := row.Scan((*string)(&h.Platform), &h.User, &doc); err != nil {
+			return h, err
+		}
+		return h, json.Unmarshal(doc, &h.Hygiene)
+	})
 }

@@ -36,14 +36,14 @@ type head struct {
 
 // newestRecord reads the newest record's head.
 func newestRecord(ctx context.Context, q querier, project string, d pipeline.Digest) (h head, err error) {
-	var built, provenance, decision json.RawMessage
+	var built, provenance, decision, summary json.RawMessage
 	r := &h.Report
 	err = q.QueryRow(ctx, `
-		SELECT i.id, r.run, i.project, r.built, r.provenance, d.decision,
+		SELECT i.id, r.run, i.project, r.built, r.provenance, d.decision, d.summary,
 		       r.scanned_at, r.scanner, r.db_reference, r.db_digest, r.db_updated_at
 		FROM images i JOIN image_records r ON r.run = i.newest JOIN decisions d ON d.job = r.run
 		WHERE i.project = $1 AND i.digest = $2`, project, string(d)).
-		Scan(&h.image, (*string)(&h.Run), &h.Project, &built, &provenance, &decision,
+		Scan(&h.image, (*string)(&h.Run), &h.Project, &built, &provenance, &decision, &summary,
 			&r.ScannedAt, &r.Scanner, &r.Database.Reference, (*string)(&r.Database.Digest), &r.Database.UpdatedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return h, fmt.Errorf("no run recorded it: %w", pipeline.ErrNotFound)
@@ -53,20 +53,29 @@ func newestRecord(ctx context.Context, q querier, project string, d pipeline.Dig
 	}
 	r.ScannedAt, r.Database.UpdatedAt = r.ScannedAt.UTC(), r.Database.UpdatedAt.UTC()
 	h.Provenance = provenance
+	if summary != nil {
+		if err := json.Unmarshal(summary, &h.Summary); err != nil {
+			return h, wrap(err, "summary of the decision")
+		}
+	}
 	return h, errors.Join(json.Unmarshal(built, &h.Built), json.Unmarshal(decision, &h.Decision))
 }
 
 // reports reads what a record says of each platform.
 func reports(ctx context.Context, q querier, h head) ([]pipeline.PlatformReport, error) {
 	rows, err := q.Query(ctx, `
-		SELECT r.platform, r.digest, r.os, r.run_user, b.document
+		SELECT r.platform, r.digest, r.os, r.run_user, r.hygiene, b.document
 		FROM reports r LEFT JOIN sboms b ON b.run = r.run AND b.position = r.position
 		WHERE r.run = $1 ORDER BY r.position`, string(h.Run))
 	if err != nil {
 		return nil, err
 	}
 	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r pipeline.PlatformReport, err error) {
-		return r, row.Scan((*string)(&r.Platform), (*string)(&r.Digest), &r.OS, &r.User, &r.SBOM)
+		var hygiene json.RawMessage
+		if err := row.Scan((*string)(&r.Platform), (*string)(&r.Digest), &r.OS, &r.User, &hygiene, &r.SBOM); err != nil || hygiene == nil {
+			return r, err
+		}
+		return r, wrap(json.Unmarshal(hygiene, &r.Hygiene), "hygiene of %s", r.Platform)
 	})
 	if err != nil {
 		return nil, err

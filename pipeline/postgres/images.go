@@ -35,7 +35,7 @@ func (s *Store) RecordImage(ctx context.Context, c pipeline.Claim, rec pipeline.
 		if err := insertVerified(ctx, tx, c.Job, rec.Verified); err != nil {
 			return err
 		}
-		return insertDecision(ctx, tx, c.Job, rec.Decision)
+		return insertDecision(ctx, tx, c.Job, rec.Decision, rec.Summary)
 	})
 }
 
@@ -94,8 +94,14 @@ func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Ima
 		return err
 	}
 	for n, r := range rec.Report.Platforms {
-		if _, err := tx.Exec(ctx, `INSERT INTO reports (run, position, platform, digest, os, run_user) VALUES ($1, $2, $3, $4, $5, $6)`,
-			string(rec.Run), n, string(r.Platform), string(r.Digest), clean(r.OS), clean(r.User)); err != nil {
+		var hygiene []byte
+		if r.Hygiene != nil {
+			if hygiene, err = document(r.Hygiene); err != nil {
+				return wrap(err, "hygiene of %s", r.Platform)
+			}
+		}
+		if _, err := tx.Exec(ctx, `INSERT INTO reports (run, position, platform, digest, os, run_user, hygiene) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+			string(rec.Run), n, string(r.Platform), string(r.Digest), clean(r.OS), clean(r.User), hygiene); err != nil {
 			return err
 		}
 		if len(r.SBOM) > 0 {

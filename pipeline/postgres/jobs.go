@@ -21,6 +21,7 @@ const (
 	stageStarted   = "started"
 	stageSucceeded = "succeeded"
 	stageFailed    = "failed"
+	stageWaiting   = "waiting"
 )
 
 // insertJob writes a queued job, its first event, and the row that brings it to
@@ -43,12 +44,13 @@ type job struct {
 	kind    string
 	project string
 	state   pipeline.State
+	row     *int64 // of the queue, that counts
 }
 
 func lockJob(ctx context.Context, tx pgx.Tx, id pipeline.JobID) (job, error) {
 	j := job{id: id}
-	err := tx.QueryRow(ctx, `SELECT kind, project, state FROM jobs WHERE id = $1 FOR UPDATE`, string(id)).
-		Scan(&j.kind, &j.project, (*string)(&j.state))
+	err := tx.QueryRow(ctx, `SELECT kind, project, state, queue_job FROM jobs WHERE id = $1 FOR UPDATE`, string(id)).
+		Scan(&j.kind, &j.project, (*string)(&j.state), &j.row)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return j, fmt.Errorf("no such job: %w", pipeline.ErrNotFound)
 	}
@@ -61,19 +63,26 @@ func (s *Store) End(ctx context.Context, id pipeline.JobID, e pipeline.Ending) e
 		return fmt.Errorf("end %s as %q: not a final state: %w", id, e.State, pipeline.ErrInvalid)
 	}
 	err := s.tx(ctx, func(tx pgx.Tx) error {
+		l, err := lockLane(ctx, tx, id)
+		if err != nil {
+			return err
+		}
 		j, err := lockJob(ctx, tx, id)
 		if err != nil || j.state.Final() {
 			return err
 		}
-		return endJob(ctx, tx, id, e)
+		if err := inSession(ctx, j); err != nil {
+			return err
+		}
+		return s.endJob(ctx, tx, l, j, e)
 	})
 	return wrap(err, "end %s as %s", id, e.State)
 }
 
-// endJob ends a job that is locked and open. An attempt that was under way will
-// never finish: nothing is left looking as if it were.
-func endJob(ctx context.Context, tx pgx.Tx, id pipeline.JobID, e pipeline.Ending) error {
-	reason := clean(e.Reason)
+// endJob ends a job that is locked, with its lane, and open. An attempt that was
+// under way will never finish: nothing is left looking as if it were.
+func (s *Store) endJob(ctx context.Context, tx pgx.Tx, l *lane, j job, e pipeline.Ending) error {
+	id, reason := j.id, clean(e.Reason)
 	rows, err := tx.Query(ctx, `
 		UPDATE stages SET state = 'failed', reason = $2, finished_at = clock_timestamp()
 		WHERE job = $1 AND state = 'started' RETURNING stage, attempt`, string(id), reason)
@@ -87,11 +96,17 @@ func endJob(ctx context.Context, tx pgx.Tx, id pipeline.JobID, e pipeline.Ending
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `UPDATE jobs SET state = $2, reason = $3, finished_at = clock_timestamp() WHERE id = $1`,
+	_, err = tx.Exec(ctx, `UPDATE jobs SET state = $2, reason = $3, finished_at = clock_timestamp(), wake_at = NULL WHERE id = $1`,
 		string(id), string(e.State), reason)
 	if err != nil {
 		return err
 	}
 	events = append(events, pipeline.JobEvent{Kind: pipeline.KindState, State: string(e.State), Message: reason})
-	return appendEvents(ctx, tx, id, events...)
+	if err := appendEvents(ctx, tx, id, events...); err != nil || l == nil {
+		return err
+	}
+	if err := retireRow(ctx, tx, j.row); err != nil {
+		return err
+	}
+	return s.leave(ctx, tx, l, id)
 }

@@ -164,7 +164,7 @@ func TestZombieCannotTouchItsSuccessor(t *testing.T) {
 		}
 		bStarted <- true
 		<-bFinish
-		return b.store.RecordTags(ctx, c, nil)
+		return b.store.RecordTags(ctx, c, nil, nil)
 	}, one)
 	// The first may have come back to life before anybody looked; then its row
 	// is adopted by hand, as by a worker that looked at the wrong moment.
@@ -175,7 +175,7 @@ func TestZombieCannotTouchItsSuccessor(t *testing.T) {
 		check(t, err)
 		<-bStarted
 	}
-	if err := b.store.RecordTags(t.Context(), claim, nil); err == nil {
+	if err := b.store.RecordTags(t.Context(), claim, nil, nil); err == nil {
 		t.Error("the zombie's claim still counts")
 	}
 	close(aFinish)

@@ -37,26 +37,29 @@ const adopt = `
 		       metadata || jsonb_build_object('dray_orphaned', coalesce((metadata ->> 'dray_orphaned')::int, 0) + 1),
 		       priority, queue, 'available', tags
 		FROM closed
+		-- A row that does not count any more has a successor already.
+		WHERE EXISTS (SELECT FROM jobs j WHERE j.id = closed.args ->> 'job' AND j.queue_job = closed.id)
 		RETURNING id, args ->> 'job' AS job
 	)
 	UPDATE jobs SET queue_job = fresh.id FROM fresh WHERE jobs.id = fresh.job RETURNING jobs.id`
 
-// due makes rows available whose time has come. River's elected leader does so
+// due makes rows available whose time comes in a moment. River's elected leader does so
 // every few seconds; after that one was killed, its successor takes a while.
 const due = `
 	UPDATE river.river_job SET state = 'available' WHERE id IN (
 		SELECT id FROM river.river_job
-		WHERE state IN ('retryable', 'scheduled') AND queue = ANY($1) AND scheduled_at <= now()
+		WHERE state IN ('retryable', 'scheduled') AND queue = ANY($1) AND scheduled_at <= now() + $2::interval
 		ORDER BY scheduled_at LIMIT 1000 FOR UPDATE SKIP LOCKED)`
 
 // requeue is the second net: a job that is open but whose row has ended, or is
-// gone, gets a new row. It should find nothing, ever. The half minute is for
-// whoever is about to write the job's end.
+// gone, gets a new row; one that waits, if its time has come. It should find
+// nothing, ever. The half minute is for whoever is about to write the job's end.
 const requeue = `
 	WITH lost AS (
 		SELECT j.id, j.kind, r.metadata FROM jobs j LEFT JOIN river.river_job r ON r.id = j.queue_job
-		WHERE j.state IN ('queued', 'running') AND (r.id IS NULL OR r.state IN ('completed', 'cancelled', 'discarded'))
+		WHERE j.state IN ('queued', 'running', 'waiting') AND (r.id IS NULL OR r.state IN ('completed', 'cancelled', 'discarded'))
 		  AND coalesce(r.finalized_at, j.created_at) < now() - interval '30 seconds'
+		  AND (j.state <> 'waiting' OR j.wake_at < now() - interval '30 seconds')
 		LIMIT 100 FOR UPDATE OF j SKIP LOCKED
 	), fresh AS (
 		INSERT INTO river.river_job (args, kind, max_attempts, metadata, queue, state)
@@ -90,10 +93,11 @@ func (l *lease) look(ctx context.Context) error {
 	if len(adopted) > 0 {
 		l.log.WarnContext(ctx, "jobs of dead workers are available again", "jobs", adopted)
 	}
-	if _, err := l.conn.Exec(ctx, due, queues); err != nil {
+	if _, err := l.conn.Exec(ctx, due, queues, lookAhead); err != nil {
 		return err
 	}
-	if l.ticks++; l.ticks%housekeepingEvery != 0 {
+	if l.ticks++; l.ticks%housekeepingEvery != 1 { // the first look is one of the slow ones
+
 		return nil
 	}
 	lost, err := l.collect(ctx, requeue, riverMaxAttempts, queueRuns, queuePromotions)
@@ -102,6 +106,9 @@ func (l *lease) look(ctx context.Context) error {
 	}
 	if len(lost) > 0 {
 		l.log.ErrorContext(ctx, "open jobs had left the queue and were put back", "jobs", lost)
+	}
+	if _, err = l.conn.Exec(ctx, pruneContents, contentsKept, maxContents, pruneAtOnce); err != nil {
+		return err
 	}
 	_, err = l.conn.Exec(ctx, forget)
 	return err

@@ -14,7 +14,9 @@ import (
 )
 
 // SyncProjects makes these projects, with these settings, the ones in force.
-// Settings that changed become a new version; the earlier ones are kept. A
+// Settings that changed become a new version; the earlier ones are kept. Once
+// settings were applied through the API, the file speaks only of where a project
+// comes from and where its builds go; the rest stays as it was applied. A
 // project that is not among them any more keeps its history and starts nothing
 // new.
 func (s *Store) SyncProjects(ctx context.Context, projects []pipeline.Project) error {
@@ -27,7 +29,7 @@ func (s *Store) SyncProjects(ctx context.Context, projects []pipeline.Project) e
 	}
 	err := s.tx(ctx, func(tx pgx.Tx) error {
 		// Several processes start at the same time, in any order of projects.
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockKey("sync", "projects")); err != nil {
+		if err := lockProjects(ctx, tx); err != nil {
 			return err
 		}
 		names := make([]string, 0, len(projects))
@@ -44,33 +46,68 @@ func (s *Store) SyncProjects(ctx context.Context, projects []pipeline.Project) e
 }
 
 func syncProject(ctx context.Context, tx pgx.Tx, p pipeline.Project) error {
-	settings, err := document(p)
+	var applied bool
+	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM project_versions WHERE project = $1 AND origin = 'api')`, p.Name).Scan(&applied)
 	if err != nil {
 		return err
 	}
+	if applied {
+		now, err := newestVersion(ctx, tx, p.Name)
+		if err != nil {
+			return err
+		}
+		p = owned(now.Project, p)
+	}
+	_, _, err = applyVersion(ctx, tx, p, settingsFile, originSettings)
+	return err
+}
+
+// owned is a project with what the settings file says of it, which nobody can
+// change through the API.
+func owned(p, file pipeline.Project) pipeline.Project {
+	p.Name, p.Forge, p.Source, p.CloneURL = file.Name, file.Forge, file.Source, file.CloneURL
+	p.Repository, p.CacheRepository = file.Repository, file.CacheRepository
+	return p
+}
+
+// Where a version comes from.
+const (
+	settingsFile   = "settings" // in place of who applied it
+	originSettings = "settings"
+	originAPI      = "api"
+)
+
+// applyVersion makes the settings a new version and the one in force, unless
+// they are already. The caller holds what excludes others.
+func applyVersion(ctx context.Context, tx pgx.Tx, p pipeline.Project, by, origin string) (version int, changed bool, err error) {
+	settings, err := document(p)
+	if err != nil {
+		return 0, false, err
+	}
 	sum := sha256.Sum256(settings)
 	digest := "sha256:" + hex.EncodeToString(sum[:])
-	var version int
+	var newest int
 	var have string
 	err = tx.QueryRow(ctx, `
 		SELECT p.version, v.digest FROM projects p JOIN project_versions v ON v.project = p.name AND v.version = p.version
-		WHERE p.name = $1`, p.Name).Scan(&version, &have)
+		WHERE p.name = $1`, p.Name).Scan(&newest, &have)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return err
+		return 0, false, err
 	}
 	if have == digest {
-		return nil
+		return newest, false, nil
 	}
-	version++
+	version = newest + 1
 	_, err = tx.Exec(ctx, `
 		INSERT INTO projects (name, version) VALUES ($1, $2)
 		ON CONFLICT (name) DO UPDATE SET version = excluded.version`, p.Name, version)
 	if err != nil {
-		return err
+		return 0, false, err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO project_versions (project, version, digest, settings) VALUES ($1, $2, $3, $4)`,
-		p.Name, version, digest, settings)
-	return err
+	_, err = tx.Exec(ctx, `
+		INSERT INTO project_versions (project, version, digest, settings, applied_by, origin, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp())`, p.Name, version, digest, settings, clean(by), origin)
+	return version, true, err
 }
 
 // Project implements pipeline.Store.
@@ -80,9 +117,10 @@ func (s *Store) Project(ctx context.Context, name string) (pipeline.Project, err
 
 func project(ctx context.Context, q querier, name string) (p pipeline.Project, err error) {
 	var settings json.RawMessage
+	var version int
 	err = q.QueryRow(ctx, `
-		SELECT v.settings FROM projects p JOIN project_versions v ON v.project = p.name AND v.version = p.version
-		WHERE p.name = $1 AND p.active`, name).Scan(&settings)
+		SELECT v.settings, v.version FROM projects p JOIN project_versions v ON v.project = p.name AND v.version = p.version
+		WHERE p.name = $1 AND p.active`, name).Scan(&settings, &version)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return p, fmt.Errorf("project %q is not in the settings: %w", name, pipeline.ErrNotFound)
 	}
@@ -92,5 +130,6 @@ func project(ctx context.Context, q querier, name string) (p pipeline.Project, e
 	if err := json.Unmarshal(settings, &p); err != nil {
 		return p, wrap(err, "project %s: read its settings", name)
 	}
+	p.Version = version
 	return p, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -35,6 +36,10 @@ type QueueConfig struct {
 	// Concurrency is how many runs, and how many promotions, are worked on at a
 	// time; 4 if zero.
 	Concurrency int
+	// Reconcile is called every ReconcileEvery, by one of the queues of a database
+	// at a time; the time counts from start to start. Not at all if either is zero.
+	Reconcile      func(context.Context) error
+	ReconcileEvery time.Duration
 	// Log is required.
 	Log *slog.Logger
 }
@@ -62,6 +67,8 @@ func NewQueue(_ context.Context, c QueueConfig) (*Queue, error) {
 		return nil, errors.New("queue: Log is required")
 	case c.MaxAttempts < 0 || c.MaxAttempts >= riverMaxAttempts:
 		return nil, fmt.Errorf("queue: MaxAttempts is %d, want 1 to %d, or 0 for the default of 5", c.MaxAttempts, riverMaxAttempts-1)
+	case c.ReconcileEvery < 0:
+		return nil, fmt.Errorf("queue: ReconcileEvery is %s, want more than 0, or 0 for never", c.ReconcileEvery)
 	case c.Concurrency < 0 || c.Concurrency > 1000:
 		return nil, fmt.Errorf("queue: Concurrency is %d, want 1 to 1000, or 0 for the default of 4", c.Concurrency)
 	}
@@ -127,9 +134,12 @@ func (q *Queue) Start(ctx context.Context) error {
 	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	q.cancel, q.done = cancel, make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() { q.lease.keep(background) })
+	all.Go(func() { q.reconcile(background) })
 	go func() {
 		defer close(q.done)
-		q.lease.keep(background)
+		all.Wait()
 	}()
 	return nil
 }

@@ -64,7 +64,7 @@ func (b *bundle) succeed(ctx context.Context, job pipeline.JobID) error {
 	if err != nil {
 		return err
 	}
-	return b.store.RecordTags(ctx, c, nil)
+	return b.store.RecordTags(ctx, c, nil, nil)
 }
 
 func (b *bundle) run(id pipeline.RunID) pipeline.Run {

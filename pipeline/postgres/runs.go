@@ -119,10 +119,10 @@ func unrecorded(ctx context.Context, tx pgx.Tx, d *pipeline.RunDetail) error {
 	n := report.Count()
 	d.Findings = pipeline.Findings{Critical: n[pipeline.SeverityCritical], High: n[pipeline.SeverityHigh],
 		Medium: n[pipeline.SeverityMedium], Low: n[pipeline.SeverityLow], Unknown: n[pipeline.SeverityUnknown]}
-	var decision pipeline.Decision
-	ok, err := stageOutcome(ctx, tx, d.ID.Job(), pipeline.StageGate, &decision)
+	var judged pipeline.Judged
+	ok, err := stageOutcome(ctx, tx, d.ID.Job(), pipeline.StageGate, &judged)
 	if ok {
-		d.Decision = &decision
+		d.Decision = &judged.Decision
 	}
 	return err
 }
@@ -135,29 +135,6 @@ func countFindings(ctx context.Context, q querier, run pipeline.RunID) (f pipeli
 		FROM (SELECT DISTINCT ON (id, package, version) severity FROM findings WHERE run = $1 ORDER BY id, package, version) f`,
 		string(run)).Scan(&f.Critical, &f.High, &f.Medium, &f.Low, &f.Unknown)
 	return f, err
-}
-
-func getDecision(ctx context.Context, q querier, id pipeline.JobID) (*pipeline.Decision, error) {
-	var doc json.RawMessage
-	err := q.QueryRow(ctx, `SELECT decision FROM decisions WHERE job = $1`, string(id)).Scan(&doc)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	d := new(pipeline.Decision)
-	return d, json.Unmarshal(doc, d)
-}
-
-func insertDecision(ctx context.Context, tx pgx.Tx, id pipeline.JobID, d pipeline.Decision) error {
-	doc, err := document(d)
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, `INSERT INTO decisions (job, passed, decision, evaluated_at) VALUES ($1, $2, $3, $4) ON CONFLICT (job) DO NOTHING`,
-		string(id), d.Passed, doc, d.EvaluatedAt)
-	return wrap(err, "write the decision")
 }
 
 // RecordSource implements pipeline.Store.

@@ -70,7 +70,7 @@ func release(t testing.TB, s *postgres.Store, project, what string, packages []p
 	for _, tag := range tags {
 		moves = append(moves, pipeline.TagMove{Repository: p.Repository, Tag: tag, To: rec.Built.Image.Digest, Moved: true, Held: true})
 	}
-	check(t, s.RecordTags(t.Context(), start(t, s, id.Job(), pipeline.StageTag), moves))
+	check(t, s.RecordTags(t.Context(), start(t, s, id.Job(), pipeline.StageTag), moves, nil))
 	return rec
 }
 
@@ -87,11 +87,11 @@ func place(t testing.TB, s *postgres.Store, p pipeline.Promotion) {
 	t.Helper()
 	env, _ := pipelinetest.SampleProject(p.Project).Environment(p.Environment)
 	dest := pipeline.Image{Repository: env.Repository, Digest: p.Image.Digest}
-	check(t, s.RecordDecision(t.Context(), start(t, s, p.ID.Job(), pipeline.StageGate), pipeline.Decision{Passed: true, EvaluatedAt: time.Now()}))
+	check(t, s.RecordDecision(t.Context(), start(t, s, p.ID.Job(), pipeline.StageGate), pipeline.Judged{Decision: pipeline.Decision{Passed: true, EvaluatedAt: time.Now()}}))
 	check(t, s.RecordPlacement(t.Context(), start(t, s, p.ID.Job(), pipeline.StageRecord), pipeline.Placement{
 		Copied: pipeline.Copied{Image: dest, Manifests: 3}, Decision: pipeline.Decision{Passed: true},
 		Verified: []pipeline.Verified{{Image: dest, VerifiedAt: time.Now(), Signatures: []pipeline.Signature{{Image: dest, KeyID: "k", Layout: "bundle"}}}}}))
-	check(t, s.RecordTags(t.Context(), start(t, s, p.ID.Job(), pipeline.StageTag), []pipeline.TagMove{{Repository: dest.Repository, Tag: "1.0.0", To: dest.Digest, Moved: true, Held: true}}))
+	check(t, s.RecordTags(t.Context(), start(t, s, p.ID.Job(), pipeline.StageTag), []pipeline.TagMove{{Repository: dest.Repository, Tag: "1.0.0", To: dest.Digest, Moved: true, Held: true}}, nil))
 }
 
 // await polls until ok, and fails the test when that takes absurdly long.

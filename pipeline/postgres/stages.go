@@ -40,7 +40,10 @@ func (s *Store) StartStage(ctx context.Context, id pipeline.JobID, stage pipelin
 			return err
 		}
 		if j.state.Final() {
-			return fmt.Errorf("the job has %s: %w", j.state, pipeline.ErrConflict)
+			return fmt.Errorf("the job is over (%s): %w", j.state, pipeline.ErrConflict)
+		}
+		if err := inSession(ctx, j); err != nil {
+			return err
 		}
 		last, err := newestAttempt(ctx, tx, id, stage)
 		if err != nil {
@@ -61,8 +64,11 @@ func (s *Store) StartStage(ctx context.Context, id pipeline.JobID, stage pipelin
 
 func startAttempt(ctx context.Context, tx pgx.Tx, j job, c pipeline.Claim, last attempt) error {
 	var events []pipeline.JobEvent
-	if j.state == pipeline.StateQueued {
-		if _, err := tx.Exec(ctx, `UPDATE jobs SET state = 'running', started_at = clock_timestamp() WHERE id = $1`, string(c.Job)); err != nil {
+	if j.state != pipeline.StateRunning {
+		_, err := tx.Exec(ctx, `
+			UPDATE jobs SET state = 'running', reason = '', wake_at = NULL, started_at = coalesce(started_at, clock_timestamp())
+			WHERE id = $1`, string(c.Job))
+		if err != nil {
 			return err
 		}
 		events = append(events, pipeline.JobEvent{Kind: pipeline.KindState, State: string(pipeline.StateRunning)})
@@ -113,21 +119,44 @@ func (s *Store) Holds(ctx context.Context, c pipeline.Claim) error {
 // claimed runs write in a transaction in which the claim holds: the job is
 // locked, so nobody can supersede it before the commit.
 func (s *Store) claimed(ctx context.Context, c pipeline.Claim, what string, write func(pgx.Tx, job) error) error {
+	err := s.tx(ctx, func(tx pgx.Tx) error { return ifHeld(ctx, tx, c, func(j job) error { return write(tx, j) }) })
+	return wrap(err, "%s (%s of %s)", what, c.Stage, c.Job)
+}
+
+// claimedInLane is claimed, with the promotion's lane locked as well.
+func (s *Store) claimedInLane(ctx context.Context, c pipeline.Claim, what string, write func(pgx.Tx, *lane, job) error) error {
 	err := s.tx(ctx, func(tx pgx.Tx) error {
-		j, err := lockJob(ctx, tx, c.Job)
+		l, err := lockLane(ctx, tx, c.Job)
 		if err != nil {
 			return err
 		}
-		last, err := newestAttempt(ctx, tx, c.Job, c.Stage)
-		if err != nil {
-			return err
-		}
-		if j.state.Final() || last.number != c.Attempt || last.state != stageStarted {
-			return stale(c)
-		}
-		return write(tx, j)
+		return ifHeld(ctx, tx, c, func(j job) error { return write(tx, l, j) })
 	})
 	return wrap(err, "%s (%s of %s)", what, c.Stage, c.Job)
+}
+
+// onlyPromotions is what a write answers that is about promotions.
+func onlyPromotions(l *lane, id pipeline.JobID) error {
+	if l == nil {
+		return fmt.Errorf("%s is no promotion: %w", id, pipeline.ErrInvalid)
+	}
+	return nil
+}
+
+// ifHeld locks the job and runs write if the claim holds.
+func ifHeld(ctx context.Context, tx pgx.Tx, c pipeline.Claim, write func(job) error) error {
+	j, err := lockJob(ctx, tx, c.Job)
+	if err != nil {
+		return err
+	}
+	last, err := newestAttempt(ctx, tx, c.Job, c.Stage)
+	if err != nil {
+		return err
+	}
+	if j.state.Final() || last.number != c.Attempt || last.state != stageStarted {
+		return stale(c)
+	}
+	return write(j)
 }
 
 // finished runs write like claimed, and finishes the stage with the outcome.

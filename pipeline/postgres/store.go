@@ -25,7 +25,7 @@ type Config struct {
 	// Pool to a database that Migrate has prepared. It stays the caller's to
 	// close, after the Store.
 	Pool *pgxpool.Pool
-	// Log receives the queue client's warnings. Nil discards them.
+	// Log receives warnings. Nil discards them.
 	Log *slog.Logger
 }
 
@@ -36,6 +36,7 @@ type Store struct {
 	pool  *pgxpool.Pool
 	river *river.Client[pgx.Tx] // inserts only
 	locks *locker
+	log   *slog.Logger
 }
 
 // New checks the configuration. It does not touch the database: see Ready.
@@ -52,7 +53,7 @@ func New(_ context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("postgres: make a queue client: %w", err)
 	}
-	return &Store{pool: c.Pool, river: client, locks: newLocker(c.Pool.Config().ConnConfig)}, nil
+	return &Store{pool: c.Pool, river: client, locks: newLocker(c.Pool.Config().ConnConfig), log: c.Log}, nil
 }
 
 // Close frees the locks that are still held and their connections. The pool

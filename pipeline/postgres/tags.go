@@ -3,60 +3,98 @@ package postgres
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 
-	"github.com/Masterminds/semver/v3"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/dray-project/dray/pipeline"
 )
 
-// RecordTags implements pipeline.Store.
-func (s *Store) RecordTags(ctx context.Context, c pipeline.Claim, moves []pipeline.TagMove) error {
-	return s.finishedAndEnded(ctx, c, "record the tags", moves, pipeline.Ending{State: pipeline.StateSucceeded}, func(tx pgx.Tx, _ job) error {
-		for i, m := range moves {
-			_, err := tx.Exec(ctx, `
-				INSERT INTO tag_moves (job, position, repository, tag, from_digest, to_digest, moved, held, note)
-				VALUES ($1, $2, $3, $4, nullif($5, ''), $6, $7, $8, $9)`,
-				string(c.Job), i, m.Repository, m.Tag, string(m.From), string(m.To), m.Moved, m.Held, clean(m.Note))
-			if err != nil {
-				return wrap(err, "tag %s:%s", m.Repository, m.Tag)
-			}
+// RecordTags implements pipeline.Store. A promotion that cannot be asked for any
+// more, because the settings or the image's record are others by now, is left out.
+func (s *Store) RecordTags(ctx context.Context, c pipeline.Claim, moves []pipeline.TagMove, next []pipeline.PromotionRequest) error {
+	outcome, err := document(moves)
+	if err != nil {
+		return wrap(err, "record the tags of %s", c.Job)
+	}
+	return s.claimedInLane(ctx, c, "record the tags", func(tx pgx.Tx, l *lane, j job) error {
+		if err := insertTags(ctx, tx, c.Job, moves); err != nil {
+			return err
 		}
-		// In one order, so that two jobs that tag one repository do not wait for
-		// each other in a circle.
-		held := slices.DeleteFunc(slices.Clone(moves), func(m pipeline.TagMove) bool { return !m.Held })
-		slices.SortFunc(held, func(a, b pipeline.TagMove) int {
-			return slices.Compare([]string{a.Repository, a.Tag}, []string{b.Repository, b.Tag})
-		})
-		for _, m := range held {
-			_, err := tx.Exec(ctx, `
-				INSERT INTO tags (repository, tag, digest, job) VALUES ($1, $2, $3, $4)
-				ON CONFLICT (repository, tag) DO UPDATE SET digest = excluded.digest, job = excluded.job, since = excluded.since
-				WHERE tags.digest <> excluded.digest`, m.Repository, m.Tag, string(m.To), string(c.Job))
-			if err != nil {
-				return wrap(err, "tag %s:%s", m.Repository, m.Tag)
+		if err := succeed(ctx, tx, c, outcome); err != nil {
+			return err
+		}
+		if err := place(ctx, tx, l, c.Job); err != nil {
+			return err
+		}
+		if err := s.endJob(ctx, tx, l, j, pipeline.Ending{State: pipeline.StateSucceeded}); err != nil {
+			return err
+		}
+		for _, r := range next {
+			_, _, err := s.promote(ctx, tx, r)
+			if hopeless(err) {
+				s.log.WarnContext(ctx, "an image does not go on by itself", "job", c.Job, "project", r.Project, "environment", r.Environment, "error", err)
+			} else if err != nil {
+				return wrap(err, "promote to %s", r.Environment)
 			}
 		}
 		return nil
 	})
 }
 
-// finishedAndEnded is finished, and ends the job in the same transaction.
-func (s *Store) finishedAndEnded(ctx context.Context, c pipeline.Claim, what string, outcome any, e pipeline.Ending, write func(pgx.Tx, job) error) error {
-	doc, err := document(outcome)
-	if err != nil {
-		return wrap(err, "%s of %s", what, c.Job)
+// hopeless: the request is refused for what it is, and nothing was written.
+func hopeless(err error) bool {
+	for _, e := range []error{pipeline.ErrInvalid, pipeline.ErrNotFound, pipeline.ErrConflict, pipeline.ErrRefused, pipeline.ErrAmbiguous} {
+		if errors.Is(err, e) {
+			return true
+		}
 	}
-	return s.claimed(ctx, c, what, func(tx pgx.Tx, j job) error {
-		if err := write(tx, j); err != nil {
-			return err
+	return false
+}
+
+// place makes what a promotion has placed the current content of its lane.
+func place(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) error {
+	if l == nil {
+		return nil
+	}
+	tag, err := tx.Exec(ctx, `
+		UPDATE promotions SET placed = $2, replaced = (SELECT image FROM promotions WHERE id = $3)
+		WHERE id = $1 AND EXISTS (SELECT FROM placements WHERE promotion = $1)`, string(id), l.placed+1, l.current)
+	if err != nil || tag.RowsAffected() == 0 {
+		return wrap(err, "place %s", id)
+	}
+	me := string(id)
+	l.placed, l.current = l.placed+1, &me
+	return l.set(ctx, tx)
+}
+
+func insertTags(ctx context.Context, tx pgx.Tx, id pipeline.JobID, moves []pipeline.TagMove) error {
+	for i, m := range moves {
+		_, err := tx.Exec(ctx, `
+			INSERT INTO tag_moves (job, position, repository, tag, from_digest, to_digest, moved, held, note)
+			VALUES ($1, $2, $3, $4, nullif($5, ''), $6, $7, $8, $9)`,
+			string(id), i, m.Repository, m.Tag, string(m.From), string(m.To), m.Moved, m.Held, clean(m.Note))
+		if err != nil {
+			return wrap(err, "tag %s:%s", m.Repository, m.Tag)
 		}
-		if err := succeed(ctx, tx, c, doc); err != nil {
-			return err
-		}
-		return endJob(ctx, tx, c.Job, e)
+	}
+	// In one order, so that two jobs that tag one repository do not wait for
+	// each other in a circle.
+	held := slices.DeleteFunc(slices.Clone(moves), func(m pipeline.TagMove) bool { return !m.Held })
+	slices.SortFunc(held, func(a, b pipeline.TagMove) int {
+		return slices.Compare([]string{a.Repository, a.Tag}, []string{b.Repository, b.Tag})
 	})
+	for _, m := range held {
+		_, err := tx.Exec(ctx, `
+			INSERT INTO tags (repository, tag, digest, job) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (repository, tag) DO UPDATE SET digest = excluded.digest, job = excluded.job, since = excluded.since
+			WHERE tags.digest <> excluded.digest`, m.Repository, m.Tag, string(m.To), string(id))
+		if err != nil {
+			return wrap(err, "tag %s:%s", m.Repository, m.Tag)
+		}
+	}
+	return nil
 }
 
 const moveJSON = `json_build_object('repository', m.repository, 'tag', m.tag, 'from', coalesce(m.from_digest, ''),
@@ -90,30 +128,4 @@ func moves(ctx context.Context, q querier, sql string, args ...any) ([]pipeline.
 		return out, nil
 	}
 	return out, json.Unmarshal(doc, &out)
-}
-
-// ImageVersions implements pipeline.Store.
-func (s *Store) ImageVersions(ctx context.Context, project string, d pipeline.Digest) ([]string, error) {
-	rows, err := s.pool.Query(ctx, `
-		SELECT DISTINCT m.tag FROM tag_moves m JOIN jobs j ON j.id = m.job
-		WHERE m.to_digest = $2 AND m.held AND j.project = $1 AND j.kind = 'run'`, project, string(d))
-	if err != nil {
-		return nil, wrap(err, "versions of %s in %s", d, project)
-	}
-	tags, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, wrap(err, "versions of %s in %s", d, project)
-	}
-	var versions []*semver.Version
-	for _, tag := range tags {
-		if v, err := semver.StrictNewVersion(tag); err == nil {
-			versions = append(versions, v)
-		}
-	}
-	slices.SortFunc(versions, func(a, b *semver.Version) int { return b.Compare(a) })
-	out := make([]string, len(versions))
-	for i, v := range versions {
-		out[i] = v.Original()
-	}
-	return out, nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,10 +23,20 @@ const TokenPrefix = "dray_"
 // CreateToken makes a token and returns its secret, which cannot be read again.
 // A token of that name that is in force is revoked in the same transaction. A
 // nil expiresAt means that it does not expire.
-func (s *Store) CreateToken(ctx context.Context, name string, expiresAt *time.Time) (secret string, t pipeline.Token, err error) {
+func (s *Store) CreateToken(ctx context.Context, name string, grants []pipeline.Grant, expiresAt *time.Time) (secret string, t pipeline.Token, err error) {
 	defer func() { err = wrap(err, "create token %q", name) }()
 	if name == "" || len(name) > maxKey {
 		return "", t, fmt.Errorf("a token's name has 1 to %d bytes: %w", maxKey, pipeline.ErrInvalid)
+	}
+	if len(grants) == 0 {
+		return "", t, fmt.Errorf("a token that grants nothing is good for nothing: give it a role: %w", pipeline.ErrInvalid)
+	}
+	written := make([]string, len(grants))
+	for i, g := range grants {
+		if _, err := pipeline.ParseGrant(g.String()); err != nil {
+			return "", t, err
+		}
+		written[i] = clean(g.String())
 	}
 	if expiresAt != nil && !expiresAt.After(time.Now()) {
 		return "", t, fmt.Errorf("it would have expired at %s already: %w", expiresAt.UTC().Format(time.RFC3339), pipeline.ErrInvalid)
@@ -44,13 +55,13 @@ func (s *Store) CreateToken(ctx context.Context, name string, expiresAt *time.Ti
 		if _, err := tx.Exec(ctx, `UPDATE tokens SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL`, clean(name)); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `INSERT INTO tokens (name, hash, expires_at) VALUES ($1, $2, $3) RETURNING name, created_at, expires_at`,
-			clean(name), hash[:], expiresAt).Scan(&t.Name, &t.CreatedAt, &t.ExpiresAt)
+		return tx.QueryRow(ctx, `INSERT INTO tokens (name, hash, grants, expires_at) VALUES ($1, $2, $3, $4) RETURNING name, created_at, expires_at`,
+			clean(name), hash[:], written, expiresAt).Scan(&t.Name, &t.CreatedAt, &t.ExpiresAt)
 	})
 	if err != nil {
 		return "", pipeline.Token{}, err
 	}
-	t.CreatedAt, t.ExpiresAt = t.CreatedAt.UTC(), utc(t.ExpiresAt)
+	t.Grants, t.CreatedAt, t.ExpiresAt = slices.Clone(grants), t.CreatedAt.UTC(), utc(t.ExpiresAt)
 	return secret, t, nil
 }
 
@@ -71,12 +82,20 @@ func (s *Store) TokenBySecret(ctx context.Context, secret string) (t pipeline.To
 	}
 	// Only the hash is compared: how long that takes says nothing of the secret.
 	hash := sha256.Sum256([]byte(secret))
+	var written []string
 	err = s.pool.QueryRow(ctx, `
-		SELECT name, created_at, expires_at FROM tokens
+		SELECT name, grants, created_at, expires_at FROM tokens
 		WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())`, hash[:]).
-		Scan(&t.Name, &t.CreatedAt, &t.ExpiresAt)
+		Scan(&t.Name, &written, &t.CreatedAt, &t.ExpiresAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return t, fmt.Errorf("token: %w", pipeline.ErrNotFound)
+	}
+	for _, w := range written {
+		g, err := pipeline.ParseGrant(w)
+		if err != nil {
+			return pipeline.Token{}, wrap(err, "token %s", t.Name)
+		}
+		t.Grants = append(t.Grants, g)
 	}
 	t.CreatedAt, t.ExpiresAt = t.CreatedAt.UTC(), utc(t.ExpiresAt)
 	return t, wrap(err, "token")

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +12,8 @@ import (
 	"github.com/dray-project/dray/pipeline/postgres"
 	"github.com/dray-project/dray/pipeline/postgres/postgrestest"
 )
+
+var admin = []pipeline.Grant{{Role: pipeline.RoleAdmin}}
 
 func TestTokens(t *testing.T) {
 	pool := postgrestest.New(t)
@@ -27,7 +30,7 @@ func TestTokens(t *testing.T) {
 		return err == nil
 	}
 
-	secret, tok, err := s.CreateToken(t.Context(), "ci", nil)
+	secret, tok, err := s.CreateToken(t.Context(), "ci", admin, nil)
 	check(t, err)
 	if !strings.HasPrefix(secret, postgres.TokenPrefix) || len(secret) != len(postgres.TokenPrefix)+43 {
 		t.Fatalf("the secret has the form %q", secret)
@@ -37,7 +40,7 @@ func TestTokens(t *testing.T) {
 	}
 	got, err := s.TokenBySecret(t.Context(), secret)
 	check(t, err)
-	if got != tok {
+	if !reflect.DeepEqual(got, tok) {
 		t.Fatalf("found %+v, made %+v", got, tok)
 	}
 	for _, wrong := range []string{"", "dray_", secret + "x", secret[:len(secret)-1], strings.TrimPrefix(secret, "dray_"), strings.ToUpper(secret)} {
@@ -55,12 +58,12 @@ func TestTokens(t *testing.T) {
 	}
 
 	// A second of the same name replaces the first.
-	second, _, err := s.CreateToken(t.Context(), "ci", nil)
+	second, _, err := s.CreateToken(t.Context(), "ci", admin, nil)
 	check(t, err)
 	if works(secret) || !works(second) {
 		t.Error("the replaced token works, or the new one does not")
 	}
-	other, _, err := s.CreateToken(t.Context(), "other", nil)
+	other, _, err := s.CreateToken(t.Context(), "other", admin, nil)
 	check(t, err)
 	check(t, s.RevokeToken(t.Context(), "ci"))
 	if works(second) || !works(other) {
@@ -71,7 +74,7 @@ func TestTokens(t *testing.T) {
 	}
 
 	soon := time.Now().Add(time.Hour)
-	short, tok, err := s.CreateToken(t.Context(), "short", &soon)
+	short, tok, err := s.CreateToken(t.Context(), "short", admin, &soon)
 	check(t, err)
 	if tok.ExpiresAt == nil || !works(short) {
 		t.Fatalf("%+v does not work", tok)
@@ -83,8 +86,8 @@ func TestTokens(t *testing.T) {
 	}
 	past := time.Now().Add(-time.Second)
 	for _, f := range []func() error{
-		func() error { _, _, err := s.CreateToken(t.Context(), "", nil); return err },
-		func() error { _, _, err := s.CreateToken(t.Context(), "late", &past); return err },
+		func() error { _, _, err := s.CreateToken(t.Context(), "", admin, nil); return err },
+		func() error { _, _, err := s.CreateToken(t.Context(), "late", admin, &past); return err },
 	} {
 		if err := f(); !errors.Is(err, pipeline.ErrInvalid) {
 			t.Errorf("a bad token: %v", err)
@@ -99,7 +102,7 @@ func TestTokenReplacedInParallel(t *testing.T) {
 	for i := range secrets {
 		wg.Go(func() {
 			var err error
-			if secrets[i], _, err = s.CreateToken(t.Context(), "ci", nil); err != nil {
+			if secrets[i], _, err = s.CreateToken(t.Context(), "ci", admin, nil); err != nil {
 				t.Error(err)
 			}
 		})

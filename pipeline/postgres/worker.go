@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 
 	"github.com/dray-project/dray/pipeline"
@@ -50,14 +51,15 @@ func (w *worker[A]) Work(ctx context.Context, row *river.Job[A]) error {
 	defer leave()
 	log := q.Log.With("job", id, "try", row.Attempt)
 
-	state, err := q.Store.jobState(ctx, id)
+	ctx = withSession(ctx, row.ID)
+	state, current, err := q.Store.jobState(ctx, id, row.ID)
 	switch {
 	case errors.Is(err, pipeline.ErrNotFound):
 		log.ErrorContext(ctx, "queued job does not exist", "error", err)
 		return river.JobCancel(forRiver(err))
 	case err != nil:
 		return w.retry(ctx, err)
-	case state.Final():
+	case state.Final(), !current:
 		return nil
 	}
 	if n := orphaned(row.Metadata); n >= maxOrphaned {
@@ -121,7 +123,9 @@ func (w *worker[A]) end(ctx context.Context, id pipeline.JobID, cause error) err
 	if errors.Is(cause, pipeline.ErrRefused) {
 		e.State = pipeline.StateRefused
 	}
-	if err := w.queue.Store.End(ctx, id, e); err != nil {
+	if err := w.queue.Store.End(ctx, id, e); errors.Is(err, pipeline.ErrStale) {
+		return nil // another row stands for the job
+	} else if err != nil {
 		w.queue.Log.ErrorContext(ctx, "the end of a job could not be written", "job", id, "end", e.State, "reason", e.Reason, "error", err)
 		return forRiver(cause)
 	}
@@ -144,17 +148,12 @@ func orphaned(metadata []byte) int {
 	return m.Orphaned
 }
 
-func (s *Store) jobState(ctx context.Context, id pipeline.JobID) (state pipeline.State, err error) {
-	r, err := s.pool.Query(ctx, `SELECT state FROM jobs WHERE id = $1`, string(id))
-	if err != nil {
-		return "", wrap(err, "state of %s", id)
+// jobState returns the job's state, and whether the row of the queue is the one
+// that counts.
+func (s *Store) jobState(ctx context.Context, id pipeline.JobID, row int64) (state pipeline.State, current bool, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT state, queue_job IS NOT DISTINCT FROM $2 FROM jobs WHERE id = $1`, string(id), row).Scan((*string)(&state), &current)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = pipeline.ErrNotFound
 	}
-	defer r.Close()
-	if !r.Next() {
-		if err := r.Err(); err != nil {
-			return "", wrap(err, "state of %s", id)
-		}
-		return "", fmt.Errorf("job %s: %w", id, pipeline.ErrNotFound)
-	}
-	return state, r.Scan((*string)(&state))
+	return state, current, wrap(err, "state of job %s", id)
 }

@@ -1,0 +1,119 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+const exceptionColumns = `id, project, environment, image, finding, package, reason, author, created_at, expires_at, revoked_at, coalesce(revoked_by, '')`
+
+func scanException(row pgx.CollectableRow) (e pipeline.Exception, err error) {
+	err = row.Scan(&e.ID, &e.Project, &e.Environment, (*string)(&e.Image), &e.Finding, &e.Package, &e.Reason, &e.Author,
+		&e.CreatedAt, &e.ExpiresAt, &e.RevokedAt, &e.RevokedBy)
+	e.CreatedAt, e.ExpiresAt, e.RevokedAt = e.CreatedAt.UTC(), e.ExpiresAt.UTC(), utc(e.RevokedAt)
+	return e, err
+}
+
+// exceptions lists them newest first; a limit of 0 is none.
+func exceptions(ctx context.Context, q querier, w where, limit int) ([]pipeline.Exception, error) {
+	sql := `SELECT ` + exceptionColumns + ` FROM exceptions` + w.sql() + ` ORDER BY id DESC`
+	if limit > 0 {
+		sql += ` LIMIT ` + w.arg(limit)
+	}
+	rows, err := q.Query(ctx, sql, w.args...)
+	if err != nil {
+		return nil, err
+	}
+	out, err := pgx.CollectRows(rows, scanException)
+	return notNil(out), err
+}
+
+// forGates selects what gates look at: what is in force, and what has expired
+// not long ago.
+func forGates(project string) where {
+	w := where{}
+	w.add("project = %s AND revoked_at IS NULL AND expires_at > clock_timestamp() - %s::interval", project, expiredFor)
+	return w
+}
+
+// AddException checks and keeps an exception, with an id and a time of its own.
+// A project or an environment that does not exist is pipeline.ErrInvalid.
+func (s *Store) AddException(ctx context.Context, e pipeline.Exception) (out pipeline.Exception, err error) {
+	defer func() { err = wrap(err, "add an exception for %.80q in %.80q", e.Finding, e.Project) }()
+	err = s.tx(ctx, func(tx pgx.Tx) error {
+		var now time.Time
+		if err := tx.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+			return err
+		}
+		if err := e.Check(now); err != nil {
+			return err
+		}
+		if len(e.Reason) > maxText || len(e.Package) > maxText {
+			return fmt.Errorf("a reason or a package has at most %d bytes: %w", maxText, pipeline.ErrInvalid)
+		}
+		if err := existsFor(ctx, tx, e.Project, e.Environment); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `
+			INSERT INTO exceptions (id, project, environment, image, finding, package, reason, author, created_at, expires_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING `+exceptionColumns,
+			pipeline.NewExceptionID(now), e.Project, e.Environment, string(e.Image), clean(e.Finding), clean(e.Package), clean(e.Reason), clean(e.Author), now, e.ExpiresAt)
+		if err != nil {
+			return err
+		}
+		out, err = pgx.CollectExactlyOneRow(rows, scanException)
+		return err
+	})
+	return out, err
+}
+
+// existsFor refuses a project that does not exist, or an environment, if one is
+// named, that it does not have.
+func existsFor(ctx context.Context, q querier, name, environment string) error {
+	_, err := project(ctx, q, name)
+	if errors.Is(err, pipeline.ErrNotFound) {
+		return fmt.Errorf("there is no project %.80q: %w", name, pipeline.ErrInvalid)
+	}
+	if err != nil || environment == "" {
+		return err
+	}
+	return hasEnvironment(ctx, q, name, environment)
+}
+
+// Exceptions lists them, newest first; an empty project means all. all includes
+// those that expired or were revoked.
+func (s *Store) Exceptions(ctx context.Context, project string, all bool, p pipeline.Page) ([]pipeline.Exception, error) {
+	limit, after := page(p)
+	w := where{}
+	w.addIf(project != "", "project = %s", project)
+	if !all {
+		w.conds = append(w.conds, "revoked_at IS NULL AND expires_at > clock_timestamp()")
+	}
+	w.addIf(after != "", "id < %s", after)
+	out, err := exceptions(ctx, s.pool, w, limit)
+	return out, wrap(err, "list exceptions")
+}
+
+// RevokeException takes one back; once more is no error and changes nothing.
+func (s *Store) RevokeException(ctx context.Context, project, id, by string) (out pipeline.Exception, err error) {
+	if by == "" {
+		return out, fmt.Errorf("revoke exception %.40q: who takes it back is required: %w", id, pipeline.ErrInvalid)
+	}
+	rows, err := s.pool.Query(ctx, `
+		UPDATE exceptions SET revoked_at = coalesce(revoked_at, clock_timestamp()), revoked_by = coalesce(revoked_by, $3)
+		WHERE project = $1 AND id = $2 RETURNING `+exceptionColumns, project, id, clean(by))
+	if err != nil {
+		return out, wrap(err, "revoke exception %.40q", id)
+	}
+	out, err = pgx.CollectExactlyOneRow(rows, scanException)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = pipeline.ErrNotFound
+	}
+	return out, wrap(err, "revoke exception %.40q of %.80q", id, project)
+}

@@ -214,7 +214,9 @@ func (p *repository) start(ctx context.Context, source string, d descriptor) (at
 	}
 	defer closeBody(res)
 	if source != "" && res.StatusCode == http.StatusCreated {
-		p.r.learned.note(p.r.learned.mount, p.host)
+		if source == p.name.RepositoryStr() {
+			p.r.learned.note(p.r.learned.mount, p.host)
+		}
 		return nil, names(res, d.Digest), nil
 	}
 	if err := checkStatus(res, http.StatusAccepted); err != nil {

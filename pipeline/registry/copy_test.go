@@ -228,3 +228,27 @@ func TestCopyLeavesStaleEntriesBehind(t *testing.T) {
 	}
 	s.check(t, host.Host+"/prod/app")
 }
+
+// A registry that has the API and loses an entry of its list is told again.
+func TestCopyListsWhatTheRegistryLost(t *testing.T) {
+	from := registrytest.Distribution(t)
+	to := registrytest.NewProxy(t, registrytest.Olareg(t))
+	r := start(t, registry.Config{Timing: registry.Timing{Attempts: 1}}, from, to.Host)
+	s := newSample(t, from+"/team/app")
+	lose := registrytest.Edit(func(_ int, _ http.Header, _ []byte) (int, []byte) {
+		return 200, []byte(`{"schemaVersion":2,"mediaType":"` + ociIndex + `","manifests":[]}`)
+	})
+	to.Inject("GET", "/referrers/"+string(s.image.Digest), 1, lose)
+	if _, err := r.Copy(t.Context(), s.image, to.Host+"/prod/app"); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range s.referrers[s.image.Digest] {
+		if n := to.Count("PUT", "/manifests/"+string(d)); n != 2 {
+			t.Errorf("%s was pushed %d times, want once and again", d, n)
+		}
+	}
+	s.check(t, to.Host+"/prod/app")
+	to.Inject("GET", "/referrers/"+string(s.image.Digest), 0, lose)
+	_, err := r.Copy(t.Context(), s.image, to.Host+"/prod/app")
+	wantError(t, err, false, nil, "does not list", to.Host)
+}

@@ -14,7 +14,7 @@ type learned struct {
 	now func() time.Time
 
 	mu     sync.Mutex
-	mount  map[string]bool      // by host: a mount was answered with success
+	mount  map[string]bool      // by host: a blob was mounted from where it is already
 	auth   map[string]bool      // by host: it wants more than a bare request
 	proven map[string]bool      // by host: it answers as a registry
 	noAPI  map[string]time.Time // by repository: when it said so

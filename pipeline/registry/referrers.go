@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -130,33 +131,33 @@ func (l Limits) parseList(got raw) (*manifest, error) {
 func (p *repository) attach(ctx context.Context, subject pipeline.Digest, refs []*manifest) error {
 	var missing []*manifest
 	err := p.r.again(ctx, func() error {
-		listed, ok, err := p.referrers(ctx, subject)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return p.attachFallback(ctx, subject, refs)
-		}
-		known := map[pipeline.Digest]bool{}
-		for _, d := range listed {
-			known[d.Digest] = true
-		}
-		missing = nil
-		for _, m := range refs {
-			if known[m.digest] {
-				continue
-			}
-			missing = append(missing, m)
-			// It was pushed before the registry had the API, or the registry lost
-			// the entry: a push with a subject enters it.
-			if _, err := p.put(ctx, string(m.digest), m.mediaType, m.body); err != nil {
+		missing = refs
+		for pushed := false; ; pushed = true {
+			listed, ok, err := p.referrers(ctx, subject)
+			if err != nil {
 				return err
 			}
+			if !ok {
+				return p.attachFallback(ctx, subject, refs)
+			}
+			missing = slices.DeleteFunc(slices.Clone(missing), func(m *manifest) bool {
+				return slices.ContainsFunc(listed, func(d descriptor) bool { return d.Digest == m.digest })
+			})
+			if len(missing) == 0 {
+				return nil
+			}
+			if pushed {
+				return errNotListed
+			}
+			// They were pushed before the registry had the API, or the registry lost
+			// the entries, as some do when two come at once: a push with a subject
+			// enters it.
+			for _, m := range missing {
+				if _, err := p.put(ctx, string(m.digest), m.mediaType, m.body); err != nil {
+					return err
+				}
+			}
 		}
-		if len(missing) > 0 {
-			return errNotListed
-		}
-		return nil
 	})
 	if errors.Is(err, errNotListed) {
 		return fmt.Errorf("registry %s does not list %s, which was pushed, among the referrers of %s",

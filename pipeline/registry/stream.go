@@ -101,7 +101,7 @@ func (r *Registry) stream(ctx context.Context, from, to *repository, d descripto
 		q.body = http.NoBody
 	}
 	answer, err := to.do(ctx, q)
-	cause, sums := source.result()
+	sums, cause := source.result()
 	up.sums = sums
 	if cause != nil {
 		// The source's fault breaks the upload; say the cause and not the effect.
@@ -211,16 +211,16 @@ type verified struct {
 	err  error // anything but io.EOF
 }
 
-// result is the fault of the source, nil if it has none, and the states of the
-// hash. Nothing is read afterwards.
-func (v *verified) result() (error, []checkpoint) {
+// result is the states of the hash, and the fault of the source, nil if it has
+// none. Nothing is read afterwards.
+func (v *verified) result() (sums []checkpoint, fault error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	err := v.err
+	fault = v.err
 	if v.err == nil && v.n < v.want.Size {
 		v.err = errors.New("the upload is over")
 	}
-	return err, v.sums
+	return v.sums, fault
 }
 
 // restore goes back to a state. On an error, nothing has changed.

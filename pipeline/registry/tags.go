@@ -140,10 +140,14 @@ func (r *Registry) Tag(ctx context.Context, img pipeline.Image, tag string) erro
 		return fmt.Errorf("tag %s as %q: %w", img, tag, err)
 	}
 	if _, err := repo.put(ctx, tag, m.mediaType, m.body); err != nil {
-		if !pipeline.IsPermanent(err) || repo.confirm(ctx, tag, img.Digest) != nil {
-			return err
+		if errors.Is(err, errNotThere) {
+			// It lacks what a copy has seen there: the next copy is to look again.
+			return errors.Join(err, repo.forget(ctx, []pipeline.Digest{img.Digest}))
 		}
-		return nil
+		if s := statusOf(err); s >= 400 && s < 500 && repo.confirm(ctx, tag, img.Digest) == nil {
+			return nil
+		}
+		return err
 	}
 	return repo.confirm(ctx, tag, img.Digest)
 }

@@ -219,3 +219,56 @@ func TestReach(t *testing.T) {
 	_, err = start(t, registry.Config{}, protected.Host).Reach(t.Context(), protected.Host)
 	wantError(t, err, true, nil, protected.Host, "wants credentials")
 }
+
+// A registry that does not move tags refuses also what changes nothing.
+func TestTagThatTheRegistryDoesNotMove(t *testing.T) {
+	for kind, host := range kinds() {
+		for _, status := range []int{400, 409, 412} {
+			t.Run(fmt.Sprint(kind, " ", status), func(t *testing.T) {
+				p := registrytest.NewProxy(t, host(t))
+				r := start(t, registry.Config{}, p.Host)
+				one, two := bare(t, p.Host+"/team/app"), bare(t, p.Host+"/team/app")
+				if err := r.Tag(t.Context(), one.image, "v1"); err != nil {
+					t.Fatal(err)
+				}
+				p.Inject("PUT", "/manifests/v1$", 0, registrytest.Status(status))
+				if err := r.Tag(t.Context(), one.image, "v1"); err != nil {
+					t.Errorf("the tag names the image already: %v", err)
+				}
+				if err := r.Tag(t.Context(), two.image, "v1"); err == nil || !strings.Contains(err.Error(), fmt.Sprint(status)) {
+					t.Errorf("the tag names another image: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// Somebody removed the whole repository's content while memory says it is there:
+// a registry that looks at what an index names refuses the tag, and the next
+// copy brings everything.
+func TestTagOfWhatIsGone(t *testing.T) {
+	from, h := registrytest.Distribution(t), registrytest.Distribution(t)
+	s := newSample(t, from+"/team/app")
+	r := start(t, registry.Config{Memory: &registrytest.Memory{}}, from, h)
+	copied, err := r.Copy(t.Context(), s.image, h+"/prod/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range copied.Contents {
+		kind := "blobs"
+		if c.Manifest {
+			kind = "manifests"
+		}
+		remove(t, h, "/v2/prod/app/"+kind+"/"+string(c.Digest))
+	}
+	if err := r.Tag(t.Context(), copied.Image, "v1"); err == nil {
+		t.Fatal("the tag names an image without its parts")
+	}
+	if copied, err = r.Copy(t.Context(), s.image, h+"/prod/app"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Tag(t.Context(), copied.Image, "v1"); err != nil {
+		t.Fatal(err)
+	}
+	s.check(t, h+"/prod/app")
+}

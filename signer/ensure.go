@@ -47,14 +47,9 @@ func (s *Signer) Sign(ctx context.Context, img pipeline.Image) ([]pipeline.Signa
 // stays, and this one is added. Two predicates are equal when they are the same
 // JSON value.
 func (s *Signer) Attest(ctx context.Context, img pipeline.Image, st pipeline.Statement) ([]pipeline.Attestation, error) {
-	payload, err := statement(img, st)
+	payload, err := s.payload(img, st)
 	if err != nil {
 		return nil, pipeline.Permanent(fmt.Errorf("attest %s: %w", img, err))
-	}
-	// In base64 and with a signature it has to pass the bound on reading.
-	if need := int64(len(payload))*4/3 + 8<<10; need > s.limits.Bundle {
-		return nil, pipeline.Permanent(fmt.Errorf("attest %s: a %s statement of %d bytes would be larger than the bound of %d on reading it back: %w",
-			img, st.PredicateType, len(payload), s.limits.Bundle, pipeline.ErrInvalid))
 	}
 	digest := digestOf(payload)
 	var ours []pipeline.Attestation

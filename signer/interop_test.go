@@ -85,14 +85,15 @@ func TestUsersCosignAccepts(t *testing.T) {
 					if _, err := s.Sign(t.Context(), img); err != nil {
 						t.Fatal(err)
 					}
-					for _, st := range []pipeline.Statement{provenance, sbom} {
+					for _, st := range []pipeline.Statement{provenance, sbom, summary("staging", 1), summary("prod", 2)} {
 						if _, err := s.Attest(t.Context(), img, st); err != nil {
 							t.Fatal(err)
 						}
 					}
-					commands := s.Commands(img, verify.CommandOptions{Key: u.home + "/cosign.pub", TrustedRoot: u.home + "/trusted_root.json"})
-					if len(commands) != 6 {
-						t.Fatalf("%d commands, want one per version for the signature and two attestations", len(commands))
+					commands := s.Commands(img, verify.CommandOptions{Key: u.home + "/cosign.pub", TrustedRoot: u.home + "/trusted_root.json",
+						PredicateTypes: []string{pipeline.PredicateProvenance, pipeline.PredicateCycloneDX, pipeline.PredicateSummary}})
+					if len(commands) != 8 {
+						t.Fatalf("%d commands, want one per version for the signature and three attestations", len(commands))
 					}
 					for _, c := range commands {
 						out, err := u.run(t, c.Version, c.Args[1:]...)
@@ -101,6 +102,9 @@ func TestUsersCosignAccepts(t *testing.T) {
 						}
 						if !strings.Contains(out, "verified against the specified public key") {
 							t.Errorf("%s\nsays\n%s", c, out)
+						}
+						if want := "--type " + pipeline.PredicateSummary; c.Checks == pipeline.PredicateSummary && !strings.Contains(c.String(), want) {
+							t.Errorf("%s has no %s", c, want)
 						}
 						wrong := slices.Clone(c.Args[1:])
 						wrong[slices.Index(wrong, "--key")+1] = u.home + "/other.pub"

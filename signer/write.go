@@ -117,22 +117,9 @@ func (s *Signer) appendSignature(ctx context.Context, at target) error {
 
 // appendAttestation adds a DSSE envelope to the tag sha256-<hex>.att.
 func (s *Signer) appendAttestation(ctx context.Context, at target, statement []byte, predicateType string) error {
-	data := sign.DSSEData{Data: statement, PayloadType: verify.PayloadType}
-	sig, err := s.key.sign(ctx, data.PreAuthEncoding())
+	envelope, err := s.envelope(ctx, statement)
 	if err != nil {
-		return fmt.Errorf("sign: %w", err)
-	}
-	type signature struct {
-		KeyID string `json:"keyid"`
-		Sig   []byte `json:"sig"`
-	}
-	envelope, err := json.Marshal(struct {
-		PayloadType string      `json:"payloadType"`
-		Payload     []byte      `json:"payload"`
-		Signatures  []signature `json:"signatures"`
-	}{verify.PayloadType, statement, []signature{{Sig: sig}}})
-	if err != nil {
-		return fmt.Errorf("encode the envelope: %w", err)
+		return err
 	}
 	layer, err := static.NewAttestation(envelope,
 		static.WithLayerMediaType(verify.EnvelopeType),

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -15,8 +16,10 @@ import (
 
 	"github.com/dray-project/dray/builder"
 	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/policy"
 	"github.com/dray-project/dray/pipeline/postgres"
 	"github.com/dray-project/dray/pipeline/registry"
+	"github.com/dray-project/dray/pipeline/vex"
 	"github.com/dray-project/dray/scanner"
 	"github.com/dray-project/dray/signer"
 	"github.com/dray-project/dray/signer/verify"
@@ -33,6 +36,8 @@ type parts struct {
 	signer   *signer.Signer
 	scanner  *scanner.Scanner
 	builder  *builder.Builder
+	judge    *policy.Policy
+	pipeline *pipeline.Pipeline
 	closers  []func()
 }
 
@@ -65,7 +70,11 @@ func (p *parts) openDatabase(ctx context.Context) (err error) {
 
 // openRegistry needs the database for its locks.
 func (p *parts) openRegistry(ctx context.Context, lock pipeline.Locker) (err error) {
-	if p.registry, err = registry.New(ctx, registry.Config{Hosts: p.settings.Hosts(), Locker: lock, Log: p.log}); err != nil {
+	c := registry.Config{Hosts: p.settings.Hosts(), Locker: lock, MemoryAge: p.settings.Copy.Remember, Log: p.log}
+	if p.store != nil {
+		c.Memory = p.store
+	}
+	if p.registry, err = registry.New(ctx, c); err != nil {
 		return fmt.Errorf("registries: %w", err)
 	}
 	p.onClose(p.registry.Close)
@@ -136,6 +145,42 @@ func (p *parts) openBuilder(ctx context.Context) (err error) {
 			p.log.Warn("builder not closed", "error", err)
 		}
 	})
+	return nil
+}
+
+func (p *parts) openPipeline(ctx context.Context) (err error) {
+	s := p.settings
+	if p.judge, err = policy.New(ctx, policy.Config{Log: p.log}); err != nil {
+		return err
+	}
+	p.pipeline, err = pipeline.New(pipeline.Config{
+		Store: p.store, Locker: p.store, Builder: p.builder, Scanner: p.scanner, Signer: p.signer, Registry: p.registry,
+		Judge: p.judge, VEX: vex.Reader{}, BaseURL: strings.TrimRight(s.PublicURL, "/"), BuilderID: s.Builder.ID,
+		Mask: pipeline.NewMasker(s.Secrets()...), Log: p.log,
+	})
+	return err
+}
+
+// checkProject refuses settings of a project that could not work: gates that do
+// not compile, registries that drayd was not told of.
+func (p *parts) checkProject(project pipeline.Project) error {
+	if err := project.Check(); err != nil {
+		return err
+	}
+	if err := p.judge.Check(project.BuildGate()); err != nil {
+		return fmt.Errorf("the project's gate: %w", err)
+	}
+	for _, e := range project.Environments {
+		host, _, _ := strings.Cut(e.Repository, "/")
+		if !slices.ContainsFunc(p.settings.Registries, func(r RegistrySettings) bool { return r.Host == host }) {
+			return fmt.Errorf("environment %s: registry %s is not among drayd's settings (registries): %w", e.Name, host, pipeline.ErrInvalid)
+		}
+		for _, action := range []string{pipeline.ActionPromote, pipeline.ActionRollback} {
+			if err := p.judge.Check(e.EntryGate(action)); err != nil {
+				return fmt.Errorf("environment %s, gate to %s: %w", e.Name, action, err)
+			}
+		}
+	}
 	return nil
 }
 

@@ -8,12 +8,15 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/dray-project/dray/api"
 	"github.com/dray-project/dray/pipeline"
 	"github.com/dray-project/dray/pipeline/forge"
 	"github.com/dray-project/dray/pipeline/postgres"
+	"github.com/dray-project/dray/pipeline/vex"
 	"github.com/dray-project/dray/signer/verify"
 )
 
@@ -24,6 +27,9 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// Libraries that log by themselves do it here: Trivy's handler would keep
+	// their lines until somebody asks for them.
+	slog.SetDefault(log)
 	p := &parts{settings: s, log: log}
 	defer p.Close()
 	if err := p.openDatabase(ctx); err != nil {
@@ -42,6 +48,18 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 	if err := p.openSigner(ctx, p.store); err != nil {
 		return err
 	}
+	// A process that only serves says what a gate would say, and looks at the
+	// image for it.
+	for _, open := range []func(context.Context) error{p.openScanner, p.openBuilder, p.openPipeline} {
+		if err := open(ctx); err != nil {
+			return err
+		}
+	}
+	for _, project := range projects {
+		if err := p.checkProject(project); err != nil {
+			return fmt.Errorf("projects[%s]: %w", project.Name, err)
+		}
+	}
 
 	stopWork := func(time.Duration) {}
 	if s.Works() {
@@ -49,6 +67,17 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 			return err
 		}
 	}
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBackground()
+	if s.Works() {
+		go p.probeNew(background)
+	}
+	stopMetrics, err := p.serveMetrics()
+	if err != nil {
+		stopWork(s.Worker.Drain)
+		return err
+	}
+	defer stopMetrics()
 	failed := make(chan error, 1)
 	stopServing, err := p.listen(failed)
 	if err != nil {
@@ -76,24 +105,12 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 // work starts taking jobs. The function that it returns stops: jobs may go on
 // for the given time, and resume elsewhere after that.
 func (p *parts) work(ctx context.Context) (stop func(drain time.Duration), err error) {
-	if err := p.openScanner(ctx); err != nil {
-		return nil, err
-	}
-	if err := p.openBuilder(ctx); err != nil {
-		return nil, err
-	}
-	s := p.settings
-	pipe, err := pipeline.New(pipeline.Config{
-		Store: p.store, Locker: p.store, Builder: p.builder, Scanner: p.scanner, Signer: p.signer, Registry: p.registry,
-		BuilderID: s.Builder.ID, Mask: pipeline.NewMasker(s.Secrets()...), Log: p.log,
-	})
-	if err != nil {
-		return nil, err
-	}
+	s, pipe := p.settings, p.pipeline
 	rest := newRest(p.log)
 	p.onClose(rest.stop)
 	queue, err := postgres.NewQueue(ctx, postgres.QueueConfig{
 		Pool: p.pool, Store: p.store, Run: during(rest, pipe.Run), Promote: during(rest, pipe.Promote),
+		Reconcile: p.reconcile, ReconcileEvery: s.Reconcile.Every,
 		MaxAttempts: s.Worker.MaxAttempts, Concurrency: s.Worker.Concurrency, Log: p.log,
 	})
 	if err != nil {
@@ -108,6 +125,69 @@ func (p *parts) work(ctx context.Context) (stop func(drain time.Duration), err e
 			p.log.Warn("jobs were interrupted; they resume when a drayd is up", "error", err)
 		}
 	}, nil
+}
+
+// reconcile is one pass over what the environments hold.
+func (p *parts) reconcile(ctx context.Context) error {
+	sum, err := p.pipeline.Reconcile(ctx)
+	if err == nil {
+		p.log.DebugContext(ctx, "reconciled", "places", sum.Places, "drifts", sum.Drifts, "repaired", sum.Repaired)
+	}
+	return err
+}
+
+// probe learns what a registry can do, and keeps it.
+func (p *parts) probe(ctx context.Context, host string) (pipeline.RegistryProbe, error) {
+	repository, err := p.repositoryAt(ctx, host)
+	if err != nil {
+		return pipeline.RegistryProbe{}, err
+	}
+	found, err := p.registry.Probe(ctx, repository)
+	if err != nil {
+		found.Host, found.Repository, found.ProbedAt, found.Error = host, repository, time.Now().UTC(), err.Error()
+	}
+	return found, p.store.RecordProbe(ctx, found)
+}
+
+// repositoryAt finds a repository of a project's in that registry: a place that
+// Dray may write to anyway.
+func (p *parts) repositoryAt(ctx context.Context, host string) (string, error) {
+	projects, err := p.store.Projects(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, v := range projects {
+		for _, e := range v.Project.Environments {
+			if strings.HasPrefix(e.Repository, host+"/") {
+				return e.Repository, nil
+			}
+		}
+		if strings.HasPrefix(v.Project.Repository, host+"/") {
+			return v.Project.Repository, nil
+		}
+	}
+	return "", fmt.Errorf("registry %q: no project writes to it: %w", host, pipeline.ErrNotFound)
+}
+
+// probeNew probes the registries that were never probed.
+func (p *parts) probeNew(ctx context.Context) {
+	known, err := p.store.Registries(ctx)
+	if err != nil {
+		p.log.WarnContext(ctx, "registries not probed", "error", err)
+		return
+	}
+	for _, r := range p.settings.Registries {
+		if ctx.Err() != nil || slices.ContainsFunc(known, func(k pipeline.RegistryProbe) bool { return k.Host == r.Host && k.Error == "" }) {
+			continue
+		}
+		if found, err := p.probe(ctx, r.Host); errors.Is(err, pipeline.ErrNotFound) {
+			continue
+		} else if err != nil {
+			p.log.WarnContext(ctx, "registry not probed", "host", r.Host, "error", err)
+		} else {
+			p.log.InfoContext(ctx, "registry probed", "host", r.Host, "referrers", found.Referrers, "mount", found.Mount, "problem", found.Error)
+		}
+	}
 }
 
 // listen serves the API until stop is called. An error of serving itself goes
@@ -170,6 +250,11 @@ func (p *parts) api() (*api.API, error) {
 				out = append(out, c.String())
 			}
 			return out
+		},
+		CheckProject: p.checkProject, Eligibility: p.pipeline.Eligibility, Probe: p.probe,
+		CheckVEX: func(doc pipeline.VEXDocument, keys []string) error {
+			_, err := vex.Reader{}.Read(doc, keys)
+			return err
 		},
 		Log: p.log, Version: version,
 	})

@@ -64,6 +64,18 @@ type Settings struct {
 		Drain       time.Duration `koanf:"drain" default:"30s" help:"How long work may go on after SIGTERM; what is not done by then resumes elsewhere."`
 	} `koanf:"worker"`
 
+	Reconcile struct {
+		Every time.Duration `koanf:"every" default:"10m" help:"How often what the environments hold is compared with the record. 0 never does."`
+	} `koanf:"reconcile"`
+
+	Copy struct {
+		Remember time.Duration `koanf:"remember" default:"24h" help:"How long it is believed that something is still in a registry where it was verified. A registry that collects garbage by itself wants less."`
+	} `koanf:"copy"`
+
+	Metrics struct {
+		Listen string `koanf:"listen" help:"Address that /metrics is served on, without a token: 127.0.0.1:9090. Empty serves none."`
+	} `koanf:"metrics"`
+
 	Registries []RegistrySettings `koanf:"registries" help:"How to reach registries. One that is not listed is reached over HTTPS without credentials."`
 	Git        []GitSettings      `koanf:"git" help:"Credentials for cloning, by origin."`
 	Projects   []ProjectSettings  `koanf:"projects" help:"The repositories that Dray watches. At least one is required."`
@@ -77,6 +89,7 @@ type RegistrySettings struct {
 	PasswordFile string `koanf:"password_file" help:"File that holds the password."`
 	TokenHost    string `koanf:"token_host" help:"Host of the registry's token service, where it is another: it may see the credentials too."`
 	PlainHTTP    bool   `koanf:"plain_http" help:"Speak HTTP without TLS. For a registry on the same machine."`
+	Builds       bool   `koanf:"builds" help:"Builds may pull from it with these credentials: a mirror of base images. The registries that projects are built to always may; no other does, so that a build cannot reach an environment."`
 }
 
 // GitSettings says how to clone from one origin.

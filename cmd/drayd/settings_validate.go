@@ -177,19 +177,21 @@ func (s *Settings) Hosts() []pipeline.RegistryHost {
 	return out
 }
 
-// BuildHosts are the registries that a build may use: all but those that only
-// serve environments. Their credentials stay out of reach of what a project's
-// Dockerfile can make buildkitd do.
+// BuildHosts are the registries that a build may use: those that projects are
+// built to, and those that are marked for it. The credentials of all others stay
+// out of reach of what a project's Dockerfile can make buildkitd do.
 func (s *Settings) BuildHosts() []pipeline.RegistryHost {
-	host := func(repository string) string { h, _, _ := strings.Cut(repository, "/"); return h }
-	builds, later := map[string]bool{}, map[string]bool{}
+	builds := map[string]bool{}
+	for _, r := range s.Registries {
+		builds[r.Host] = r.Builds
+	}
 	for _, p := range s.Projects {
-		builds[host(p.Repository)], builds[host(p.CacheRepository)] = true, true
-		for _, e := range p.Environments {
-			later[host(e.Repository)] = true
+		for _, repository := range []string{p.Repository, p.CacheRepository} {
+			host, _, _ := strings.Cut(repository, "/")
+			builds[host] = true
 		}
 	}
-	return slices.DeleteFunc(s.Hosts(), func(h pipeline.RegistryHost) bool { return later[h.Host] && !builds[h.Host] })
+	return slices.DeleteFunc(s.Hosts(), func(h pipeline.RegistryHost) bool { return !builds[h.Host] })
 }
 
 // Secrets lists every secret value, for masking.

@@ -124,6 +124,29 @@ func TestUsersCosignAccepts(t *testing.T) {
 	})
 }
 
+// A sealed statement can be checked with a user's cosign as it is. Version 3
+// reads such an envelope when it is told that it is none of its own bundles.
+func TestUsersCosignAcceptsSealed(t *testing.T) {
+	u := newUser(t)
+	img := pipeline.Image{Repository: "registry.example/app", Digest: "sha256:" + pipeline.Digest(strings.Repeat("ab", 32))}
+	sealed, err := newSigner(t, 0, nil).Seal(t.Context(), img, summary("prod", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(u.home, "summary.dsse.json"), sealed.Envelope, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for version, more := range map[string][]string{"2.6": nil, "3": {"--new-bundle-format=false"}} {
+		for key, accepts := range map[string]bool{"cosign.pub": true, "other.pub": false} {
+			args := append([]string{"verify-blob-attestation", "--key", key, "--insecure-ignore-tlog=true", "--check-claims=false",
+				"--type", pipeline.PredicateSummary, "--signature", "summary.dsse.json"}, more...)
+			if out, err := u.run(t, version, args...); (err == nil) != accepts {
+				t.Errorf("cosign %s %s: %v\n%s", version, strings.Join(args, " "), err, out)
+			}
+		}
+	}
+}
+
 // What a user signs with their own cosign counts when their key is trusted,
 // and stands beside what Dray writes.
 func TestUsersCosignIsAccepted(t *testing.T) {

@@ -104,9 +104,9 @@ func TestSealRefuses(t *testing.T) {
 // An image collects one summary per environment and promotion, from workers
 // that share one key and one lock. None may be lost.
 func TestManySummaries(t *testing.T) {
-	const workers, each = 4, 6
+	const workers, each = 4, 4
 	onBoth(t, func(t *testing.T, reg *signertest.Registry) {
-		for name, written := range map[string][]string{"both": bothLayouts, "bundle": {verify.LayoutBundle}, "legacy": {verify.LayoutLegacy}} {
+		for name, written := range map[string][]string{"both": bothLayouts, "bundle": {verify.LayoutBundle}} {
 			t.Run(name, func(t *testing.T) {
 				img := reg.Image(t, "team/app-"+name)
 				lock := &signertest.Locker{}

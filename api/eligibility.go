@@ -148,8 +148,12 @@ func (a *API) rollback(ctx context.Context, in *rollbackInput) (*promoteOutput, 
 		Image: in.Body.To, Environment: in.Environment, Project: in.Project, Action: pipeline.ActionRollback,
 		Note: in.Body.Note, BreakGlass: strings.TrimSpace(in.Body.BreakGlass), IdempotencyKey: in.Key,
 	}
-	if err := a.allow(ctx, needRelease, in.Project, "project", in.Project); err != nil {
+	v, err := a.projectVersion(ctx, needRelease, in.Project, 0)
+	if err != nil {
 		return nil, err
+	}
+	if _, ok := v.Project.Environment(in.Environment); !ok {
+		return nil, hidden("environment", in.Environment)
 	}
 	if _, err := a.subject(ctx, needRelease, &r); err != nil {
 		return nil, err

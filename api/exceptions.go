@@ -47,7 +47,7 @@ func (a *API) registerExceptions() {
 		Tags:        []string{"exceptions"},
 		Responses:   a.problems(404, 422),
 	}, needRead, func(ctx context.Context, in *exceptionsInput) (*listOutput[pipeline.Exception], error) {
-		if err := a.allow(ctx, needRead, in.Name, "project", in.Name); err != nil {
+		if _, err := a.projectVersion(ctx, needRead, in.Name, 0); err != nil {
 			return nil, err
 		}
 		items, err := a.Store.Exceptions(ctx, in.Name, in.All, in.page())
@@ -86,7 +86,7 @@ func (a *API) registerExceptions() {
 }
 
 func (a *API) addException(ctx context.Context, in *addExceptionInput) (*exceptionOutput, error) {
-	if err := a.allow(ctx, needRelease, in.Name, "project", in.Name); err != nil {
+	if _, err := a.projectVersion(ctx, needRelease, in.Name, 0); err != nil {
 		return nil, err
 	}
 	e := pipeline.Exception{Project: in.Name, Environment: in.Body.Environment, Image: in.Body.Image, Finding: in.Body.Finding,

@@ -54,7 +54,7 @@ func (a *API) registerVEX() {
 		Tags:        []string{"exceptions"},
 		Responses:   a.problems(404, 422),
 	}, needRead, func(ctx context.Context, in *vexListInput) (*listOutput[VEXView], error) {
-		if err := a.allow(ctx, needRead, in.Name, "project", in.Name); err != nil {
+		if _, err := a.projectVersion(ctx, needRead, in.Name, 0); err != nil {
 			return nil, err
 		}
 		docs, err := a.Store.VEXDocuments(ctx, in.Name, in.All, in.page())

@@ -54,6 +54,7 @@ var errFailed = errors.New("failed")
 // app is what the commands share.
 type app struct {
 	getenv func(string) string
+	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
 	now    func() time.Time
@@ -65,8 +66,8 @@ type app struct {
 }
 
 // run runs one command line and returns the exit code.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	a := &app{getenv: getenv, stdout: stdout, stderr: stderr, now: time.Now}
+func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, now: time.Now}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -120,6 +121,8 @@ func (a *app) hint(err error) string {
 			return "No token was sent: set DRAY_TOKEN, or give --token-file."
 		}
 		return "The token was not accepted: check DRAY_TOKEN or --token-file."
+	case errors.As(err, &p) && p.PlanChanged():
+		return "Run it again to see what it would change now."
 	case errors.As(err, &p) && len(p.Projects) > 0:
 		return "Give --project with one of: " + strings.Join(p.Projects, ", ")
 	case errors.As(err, &p) && p.Status >= 500 && p.Instance != "":
@@ -133,7 +136,8 @@ func (a *app) root() *cobra.Command {
 		Use:   "dray",
 		Short: "Container images from commit to production, with the papers to prove it",
 		Long: `dray asks a Dray server what became of commits and images, promotes images
-from one environment to the next, and verifies images without any server.
+from one environment to the next under the rules that a project set, and
+verifies images without any server.
 
 Data goes to standard output and everything else to standard error. The server
 is the one that DRAY_URL names, the token is in DRAY_TOKEN.
@@ -148,6 +152,8 @@ Environment:
 		Example: `  dray run list --project hello-go
   dray run watch run_06f3n8w2c41r0kd7t9qh
   dray promote sha256:2f1d0b7c… prod --wait
+  dray approve prm_06f3n8w2c41r0kd7t9qh
+  dray rollback hello-go prod --wait
   dray package find golang.org/x/crypto --promoted
   dray verify prod.example/acme/hello-go@sha256:2f1d0b7c… --key cosign.pub`,
 		SuggestionsMinimumDistance: 2,
@@ -171,8 +177,9 @@ Environment:
 	flags.StringVarP(&a.output, "output", "o", "table", "what to print: "+strings.Join(formats, ", "))
 	flags.BoolVar(&a.noColor, "no-color", false, "do not colour anything")
 	completeWith(root, "output", formats...)
-	root.AddCommand(a.runCommand(), a.imageCommand(), a.promoteCommand(), a.promotionCommand(), a.packageCommand(),
-		a.verifyCommand(), a.versionCommand())
+	root.AddCommand(a.runCommand(), a.imageCommand(), a.promoteCommand(), a.rollbackCommand(), a.diffCommand(), a.approveCommand(), a.rejectCommand(),
+		a.promotionCommand(), a.projectCommand(), a.environmentCommand(), a.exceptionCommand(), a.vexCommand(), a.driftCommand(), a.registryCommand(),
+		a.packageCommand(), a.verifyCommand(), a.versionCommand())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root
@@ -253,6 +260,8 @@ func ending(what string, state pipeline.State, reason string) error {
 		return nil
 	case pipeline.StateRefused:
 		return fmt.Errorf("%s was %w%s", what, pipeline.ErrRefused, reason)
+	case pipeline.StateCancelled, pipeline.StateSuperseded:
+		return fmt.Errorf("%s was %s%s", what, state, reason)
 	default:
 		return fmt.Errorf("%s %w%s", what, errFailed, reason)
 	}

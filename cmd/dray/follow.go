@@ -12,13 +12,17 @@ import (
 )
 
 // follow prints what happens to a job to standard error until it is final.
-func (a *app) follow(ctx context.Context, events iter.Seq2[pipeline.JobEvent, error]) error {
+// waiting is called, if it is not nil, whenever the job has to wait.
+func (a *app) follow(ctx context.Context, events iter.Seq2[pipeline.JobEvent, error], waiting func(pipeline.JobEvent)) error {
 	p := &progress{w: a.writer(a.stderr), out: a.stderr, started: map[pipeline.Stage]time.Time{}}
 	for e, err := range events {
 		if err != nil {
 			return cause(ctx, err)
 		}
 		p.event(e)
+		if waiting != nil && e.Kind == pipeline.KindState && e.State == string(pipeline.StateWaiting) {
+			waiting(e)
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -53,6 +54,10 @@ func TestScripts(t *testing.T) {
 			env.Setenv("REFUSED", string(apitest.RunRefused))
 			env.Setenv("OPEN", string(apitest.RunOpen))
 			env.Setenv("PROMOTION", string(apitest.PromotionOne))
+			env.Setenv("WAITING", string(apitest.PromotionWaiting))
+			env.Setenv("PLAN", string(apitest.Diff.Plan()))
+			env.Setenv("EXCEPTION", apitest.Exception)
+			env.Setenv("VEX", apitest.VEX)
 			env.Setenv("SIGNED", world.signed.String())
 			env.Setenv("UNSIGNED", world.unsigned.String())
 			env.Setenv("TAGGED", world.signed.Repository+":1.0.0")
@@ -91,8 +96,11 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 // refused again, a retry of that fails, and the next one never ends.
 func sampleServer(env *testscript.Env) (string, error) {
 	store := apitest.Sample()
-	store.Environments = append(store.Environments, "slow", "broken")
+	store.Promotable = append(store.Promotable, "slow", "broken", "waits")
 	var wg sync.WaitGroup
+	trusting := apitest.HelloGo
+	trusting.TrustedVEXKeys = []string{apitest.PublicKey}
+	store.AddProject(trusting, "grace")
 	store.Retried = func(r pipeline.Run) { wg.Go(func() { retry(store, r) }) }
 	store.Promoted = func(p pipeline.Promotion) { wg.Go(func() { promote(store, p) }) }
 	a, err := api.New(api.Config{
@@ -103,6 +111,31 @@ func sampleServer(env *testscript.Env) (string, error) {
 		Log:            slog.New(slog.DiscardHandler),
 		Version:        "v1.2.3-server",
 		Poll:           5 * time.Millisecond,
+		Now:            func() time.Time { return apitest.Now },
+		CheckProject: func(p pipeline.Project) error {
+			for _, e := range p.Environments {
+				if len(e.Rules) > 0 && e.Rules[0].Expr == "nonsense" {
+					return fmt.Errorf("environment %s, rule %s: undeclared reference to 'nonsense': %w", e.Name, e.Rules[0].Name, pipeline.ErrInvalid)
+				}
+			}
+			return nil
+		},
+		CheckVEX: func(d pipeline.VEXDocument, _ []string) error {
+			if string(d.Signature) != "good\n" {
+				return fmt.Errorf("no trusted key signed it: %w", pipeline.ErrUnverified)
+			}
+			return nil
+		},
+		Eligibility: eligibility,
+		Probe: func(_ context.Context, host string) (pipeline.RegistryProbe, error) {
+			switch host {
+			case "prod.example":
+				return pipeline.RegistryProbe{Host: host, Referrers: pipeline.CapabilityYes, ProbedAt: apitest.Clock}, nil
+			case "broken.example":
+				return pipeline.RegistryProbe{Host: host, Error: "connection refused", ProbedAt: apitest.Clock}, nil
+			}
+			return pipeline.RegistryProbe{}, fmt.Errorf("registry %s is not in the settings: %w", host, pipeline.ErrNotFound)
+		},
 	})
 	if err != nil {
 		return "", err
@@ -130,6 +163,19 @@ func retry(store *apitest.Store, r pipeline.Run) {
 	}
 }
 
+// eligibility passes in staging, waits in prod and refuses elsewhere.
+func eligibility(_ context.Context, r pipeline.PromotionRequest) (pipeline.Eligibility, error) {
+	e := pipeline.Eligibility{Project: r.Project, Environment: r.Environment, Image: apitest.Good, Decision: apitest.WaitingDecision, Diff: apitest.Diff, Plan: apitest.Diff.Plan()}
+	switch r.Environment {
+	case "prod":
+	case "staging":
+		e.Decision = pipeline.Decision{Passed: true, Rules: []pipeline.RuleResult{{Rule: "severity", Passed: true, Reason: "no finding"}}}
+	default:
+		e.Decision = pipeline.Decision{Rules: []pipeline.RuleResult{{Rule: "non-root", Reason: "starts as root", Remedy: "set a USER"}}}
+	}
+	return e, nil
+}
+
 func promote(store *apitest.Store, p pipeline.Promotion) {
 	job := p.ID.Job()
 	stage := func(s pipeline.Stage, state string) {
@@ -148,6 +194,9 @@ func promote(store *apitest.Store, p pipeline.Promotion) {
 	case "prod":
 		stage(pipeline.StageGate, "succeeded")
 		store.End(job, pipeline.StateSucceeded, "")
+	case "waits":
+		store.Wait(p.ID, apitest.WaitingDecision, apitest.Diff)
+		store.Wait(p.ID, apitest.WaitingDecision, apitest.Diff) // it looked again, and found the same
 	}
 }
 

@@ -118,11 +118,15 @@ func (w *writer) paint(c cell) string {
 }
 
 // text is a cell without colour.
-func text(s string) cell { return cell{text: clean(s)} }
+func text(s string) cell { return cell{text: oneLine(s)} }
+
+// oneLine is clean, and without line ends: a table's row is one line.
+func oneLine(s string) string { return strings.ReplaceAll(clean(s), "\n", " ") }
 
 // stateCell colours a state of a run, a promotion or a stage.
 func stateCell(state string) cell {
-	colors := map[string]string{"succeeded": green, "failed": red, "refused": yellow, "running": cyan, "started": cyan, "queued": faint}
+	colors := map[string]string{"succeeded": green, "failed": red, "refused": yellow, "running": cyan, "started": cyan, "queued": faint,
+		"waiting": cyan, "cancelled": faint, "superseded": faint}
 	return cell{clean(state), colors[state]}
 }
 

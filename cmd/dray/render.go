@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/dray-project/dray/api/client"
 	"github.com/dray-project/dray/pipeline"
 )
 
@@ -93,24 +92,6 @@ func (w *writer) stages(stages []pipeline.StageStatus) {
 	w.table([]string{"STAGE", "STATE", "TOOK", "NOTE"}, rows)
 }
 
-func (w *writer) decision(d pipeline.Decision) {
-	verdict := cell{"passed", green}
-	if !d.Passed {
-		verdict = cell{"refused", yellow}
-	}
-	w.printf("\n%s %s\n", w.paint(cell{"DECISION", bold}), w.paint(verdict))
-	for _, r := range d.Rules {
-		mark := cell{"ok", green}
-		if !r.Passed {
-			mark = cell{"NO", red}
-		}
-		w.printf("  %s  %s: %s\n", w.paint(mark), clean(r.Rule), clean(r.Reason))
-		if r.Remedy != "" {
-			w.printf("      to change that: %s\n", clean(r.Remedy))
-		}
-	}
-}
-
 func (w *writer) tags(tags []pipeline.TagMove) {
 	if len(tags) == 0 {
 		return
@@ -130,46 +111,6 @@ func (w *writer) tags(tags []pipeline.TagMove) {
 	w.table([]string{"TAG", "STATE", "NOTE"}, rows)
 }
 
-func (w *writer) promotions(promotions []pipeline.Promotion) {
-	if len(promotions) == 0 {
-		w.printf("No promotions. 'dray promote IMAGE ENVIRONMENT' asks for one.\n")
-		return
-	}
-	var rows [][]cell
-	for _, p := range promotions {
-		rows = append(rows, []cell{text(string(p.ID)), text(p.Project), text(p.Image.Digest.Short()), text(p.Environment),
-			stateCell(string(p.State)), text(p.RequestedBy), text(w.age(p.CreatedAt))})
-	}
-	w.table([]string{"PROMOTION", "PROJECT", "DIGEST", "ENVIRONMENT", "STATE", "BY", "CREATED"}, rows)
-}
-
-func (w *writer) promotion(p client.Promotion) {
-	state := stateCell(string(p.State))
-	if p.FinishedAt != nil {
-		state.text += " in " + w.took(&p.CreatedAt, p.FinishedAt)
-	}
-	destination := ""
-	if p.Destination != nil {
-		destination = p.Destination.String()
-	}
-	w.facts("Promotion", string(p.ID), "State", state, "Project", p.Project, "Environment", p.Environment, "From", p.Image.String(),
-		"To", destination, "By", p.RequestedBy, "Created", when(p.CreatedAt))
-	if p.Reason != "" && (p.Decision == nil || p.Decision.Passed) {
-		w.facts("Reason", cell{clean(p.Reason), red})
-	}
-	w.stages(p.Stages)
-	if p.Decision != nil {
-		w.decision(*p.Decision)
-	}
-	if c := p.Copied; c != nil {
-		w.printf("\n%s %s, %s (%s sent, %d there already, %d mounted), %s\n", w.paint(cell{"COPIED", bold}),
-			plural(c.Manifests, "manifest", "manifests"), plural(c.Blobs, "blob", "blobs"), size(c.Sent), c.Skipped, c.Mounted,
-			plural(len(c.Referrers), "referrer", "referrers"))
-	}
-	w.tags(p.Tags)
-	w.commands(p.VerifyCommands)
-}
-
 // commands shows how to verify without Dray.
 func (w *writer) commands(commands []string) {
 	if len(commands) == 0 {
@@ -179,76 +120,6 @@ func (w *writer) commands(commands []string) {
 	for _, c := range commands {
 		w.printf("  %s\n", clean(c))
 	}
-}
-
-func (w *writer) image(i client.Image) {
-	w.facts("Image", i.Image.String(), "Project", i.Project, "Run", string(i.Run), "Commit", i.Source.Commit, "Source", i.Source.Ref+" of "+i.Source.CloneURL,
-		"Builder", i.Builder, "Recorded", when(i.RecordedAt), "Scanned", scanned(i.ImageDetail), "Packages", fmt.Sprint(i.Packages))
-	if len(i.Platforms) > 0 {
-		w.printf("\n")
-		var rows [][]cell
-		for _, p := range i.Platforms {
-			rows = append(rows, []cell{text(string(p.Platform)), text(string(p.Digest))})
-		}
-		w.table([]string{"PLATFORM", "DIGEST"}, rows)
-	}
-	w.findings(i.Findings)
-	w.decision(i.Decision)
-	w.tags(i.Tags)
-	w.evidence(i.Signatures, i.Attestations)
-	if len(i.Promotions) > 0 {
-		w.printf("\n")
-		w.promotions(i.Promotions)
-	}
-	w.commands(i.VerifyCommands)
-}
-
-func scanned(i pipeline.ImageDetail) string {
-	if i.ScannedAt.IsZero() {
-		return ""
-	}
-	return fmt.Sprintf("%s with %s, database of %s", when(i.ScannedAt), i.Scanner, when(i.Database.UpdatedAt))
-}
-
-// maxFindings is how many findings a table shows; the other formats have all.
-const maxFindings = 20
-
-func (w *writer) findings(findings []pipeline.ImageFinding) {
-	var f pipeline.Findings
-	for _, x := range findings {
-		switch x.Severity {
-		case pipeline.SeverityCritical:
-			f.Critical++
-		case pipeline.SeverityHigh:
-			f.High++
-		case pipeline.SeverityMedium:
-			f.Medium++
-		case pipeline.SeverityLow:
-			f.Low++
-		default:
-			f.Unknown++
-		}
-	}
-	w.printf("\n%s %s\n", w.paint(cell{"FINDINGS", bold}), counts(f))
-	var rows [][]cell
-	for _, x := range findings[:min(len(findings), maxFindings)] {
-		fix := x.FixedIn
-		if fix == "" {
-			fix = "no fix yet"
-		}
-		rows = append(rows, []cell{text("  " + x.ID), severityCell(x.Severity), text(x.Package + " " + x.Version), text(fix), text(platformNames(x.Platforms))})
-	}
-	if len(rows) > 0 {
-		w.table([]string{"  ID", "SEVERITY", "PACKAGE", "FIXED IN", "PLATFORMS"}, rows)
-	}
-	if more := len(findings) - maxFindings; more > 0 {
-		w.printf("  and %d more: -o json has all\n", more)
-	}
-}
-
-func severityCell(s pipeline.Severity) cell {
-	colors := map[pipeline.Severity]string{pipeline.SeverityCritical: red, pipeline.SeverityHigh: red, pipeline.SeverityMedium: yellow}
-	return cell{s.String(), colors[s]}
 }
 
 // evidence lists signatures and attestations.

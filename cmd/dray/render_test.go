@@ -87,6 +87,108 @@ func TestTables(t *testing.T) {
 			}
 			w.image(client.Image{ImageDetail: images[0]})
 		},
+		"promotion-waiting": func(w *writer) {
+			p, err := store.PromotionDetail(ctx, apitest.PromotionWaiting)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.promotion(client.Promotion{PromotionDetail: p, Plan: apitest.Diff.Plan(), Approvals: []client.Approval{
+				{Approval: p.Approvals[0], OtherPlan: true}, {Approval: pipeline.Approval{By: "hal", Rejected: true, At: apitest.Clock, Comment: "no\nway"}}}})
+		},
+		"promotions": func(w *writer) {
+			list, err := store.Promotions(ctx, pipeline.PromotionQuery{Page: pipeline.Page{Limit: 10}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			list[1].Action = pipeline.ActionRollback
+			w.promotions(list)
+		},
+		"emergency": func(w *writer) {
+			d := apitest.WaitingDecision
+			d.Waiting, d.Passed, d.BreakGlass = false, true, &pipeline.BreakGlass{By: "grace", Reason: "INC-42", Rules: []string{"soak"}}
+			d.Rules = []pipeline.RuleResult{d.Rules[0], {Rule: "soak", Passed: true, Overridden: true, Reason: "in staging for 1h of 24h"}}
+			w.decision(d)
+		},
+		"eligibility": func(w *writer) {
+			w.eligibility(pipeline.Eligibility{Project: "hello-go", Environment: "prod", Image: apitest.Good, Decision: apitest.WaitingDecision, Diff: apitest.Diff, Plan: apitest.Diff.Plan()})
+		},
+		"project": func(w *writer) {
+			v, err := store.ProjectVersion(ctx, "hello-go", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.Project.Environments[1].Rules = []pipeline.Rule{{Use: "no-shell"}, {Name: "main-only", Expr: `provenance.branch == "main"`}}
+			v.Project.Environments[1].BreakGlass = &pipeline.BreakGlassRule{Roles: []string{"admin"}, Overrides: []string{"freeze", "soak"}}
+			v.Project.Environments[1].Rollback = &pipeline.RollbackGate{Approvals: []pipeline.ApprovalRule{{Role: "admin"}}}
+			w.project(v)
+		},
+		"projects": func(w *writer) {
+			list, err := store.Projects(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.projects(list)
+		},
+		"versions": func(w *writer) {
+			list, err := store.ProjectVersions(ctx, "hello-go", 0, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.versions(list)
+		},
+		"applied": func(w *writer) {
+			v, err := store.ProjectVersion(ctx, "hello-go", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.applied(client.Applied{ProjectVersion: v, Changed: true, DryRun: true, Changes: []client.Change{
+				{Path: "environments[prod].soak", From: []byte(`"1d"`), To: []byte(`"2d"`)}, {Path: "environments[prod].auto", To: []byte("true")}}})
+		},
+		"environments": func(w *writer) {
+			list, err := store.Environments(ctx, "hello-go")
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.environments(list)
+		},
+		"exceptions": func(w *writer) {
+			list, err := store.Exceptions(ctx, "hello-go", true, pipeline.Page{Limit: 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.exceptions(list)
+		},
+		"vex": func(w *writer) {
+			w.vex([]client.VEX{{VEXDocument: pipeline.VEXDocument{ID: apitest.VEX, UploadedBy: "grace", UploadedAt: apitest.Clock}, Author: "acme\x1b[2J",
+				Statements: []client.VEXStatement{{Vulnerability: "CVE-1", Status: "fixed"}}}})
+		},
+		"drift": func(w *writer) {
+			list, err := store.Drifts(ctx, "", true, pipeline.Page{Limit: 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.drifts(list)
+		},
+		"registries": func(w *writer) {
+			list, err := store.Registries(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.registries(list)
+		},
+		"image-suppressed": func(w *writer) {
+			images, err := store.ImageDetails(ctx, apitest.Good.Digest, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := apitest.Clock.AddDate(0, 0, 30)
+			img := images[0]
+			img.Findings = []pipeline.ImageFinding{img.Findings[0]}
+			img.Findings[0].Suppressed = []pipeline.FindingSuppression{{Environment: "prod",
+				Suppression: pipeline.Suppression{By: "exception", ID: apitest.Exception, Author: "grace", Reason: "not reachable", ExpiresAt: &at}}}
+			img.Source.Lint = []pipeline.LintFinding{{Rule: "SecretsUsedInArgOrEnv", Line: 3, Detail: "do not use ENV for secrets", Remedy: "mount it"}}
+			w.image(client.Image{ImageDetail: img})
+		},
 		"packages": func(w *writer) {
 			uses, err := store.Packages(ctx, pipeline.PackageQuery{Name: "rsc.io/quote", Page: pipeline.Page{Limit: 10}})
 			if err != nil {

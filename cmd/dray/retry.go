@@ -49,7 +49,7 @@ exit code is the outcome: 0 succeeded, 1 failed, 3 refused, 5 still going after
 				return a.printRun(pipeline.RunDetail{Run: queued})
 			}
 			fmt.Fprintf(a.stderr, "run %s\n", queued.ID)
-			err = a.follow(ctx, cl.Follow(ctx, queued.ID.Job(), 0))
+			err = a.follow(ctx, cl.Follow(ctx, queued.ID.Job(), 0), nil)
 			if errors.Is(err, errTimeout) {
 				return fmt.Errorf("run %s: %w; it goes on: dray run watch %s", queued.ID, err, queued.ID)
 			}

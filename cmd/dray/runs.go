@@ -103,7 +103,7 @@ The exit code is the run's outcome: 0 succeeded, 1 failed, 3 refused.`,
 			if _, err := cl.Run(ctx, id); err != nil {
 				return fmt.Errorf("watch run %s: %w", id, cause(ctx, err))
 			}
-			if err := a.follow(ctx, cl.Follow(ctx, id.Job(), 0)); err != nil {
+			if err := a.follow(ctx, cl.Follow(ctx, id.Job(), 0), nil); err != nil {
 				return fmt.Errorf("watch run %s: %w", id, err)
 			}
 			r, err := cl.Run(ctx, id)

@@ -37,14 +37,14 @@ func (s *site) bulkRows(ctx context.Context) error {
 			memory[tool] = max(memory[tool], mib)
 		}
 	}
-	fmt.Fprintf(s.out, "%-36s %-22s %9s %9s %9s %7s %7s %7s\n", "", "", "s", "MiB/s", "peak MiB", "", "ratio", "mark")
+	fmt.Fprintf(s.out, "\n%-36s %-26s %9s %9s %9s %7s %7s %7s\n", s.kindName, "", "s", "MiB/s", "peak MiB", "", "ratio", "mark")
 	for i, tool := range tools {
 		label, mark := "", ""
 		if i == 0 {
 			label, mark = fmt.Sprintf("bulk, %d MiB", s.bulk), "1.05"
 		}
 		if len(seconds[tool]) == 0 {
-			fmt.Fprintf(s.out, "%-36s %-22s %9s\n", label, tool, "not installed")
+			fmt.Fprintf(s.out, "%-36s %-26s %9s\n", label, tool, "not installed")
 			continue
 		}
 		t := median(seconds[tool])
@@ -52,7 +52,7 @@ func (s *site) bulkRows(ctx context.Context) error {
 		for j := range ratio {
 			ratio[j] = seconds[tool][j] / seconds["crane"][j]
 		}
-		fmt.Fprintf(s.out, "%-36s %-22s %9.2f %9.0f %9.1f %7s %7.2f %7s\n", label, tool, t, float64(s.bulk)/t, memory[tool], "", median(ratio), mark)
+		fmt.Fprintf(s.out, "%-36s %-26s %9.2f %9.0f %9.1f %7s %7.2f %7s\n", label, tool, t, float64(s.bulk)/t, memory[tool], "", median(ratio), mark)
 	}
 	fmt.Fprintf(s.out, "%-36s ratio: the median of the rounds' ratios to crane; peak: mark 64 MiB\n", "")
 	return nil

@@ -88,44 +88,40 @@ func TestSigningProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	onBoth(t, func(t *testing.T, reg *signertest.Registry) {
-		for _, written := range [][]string{bothLayouts, {verify.LayoutBundle}, {verify.LayoutLegacy}} {
-			t.Run(strings.Join(written, " and "), func(t *testing.T) {
-				img := reg.Image(t, "team/app")
-				var group sync.WaitGroup
-				failed := make([]error, len(trusted))
-				for i := range trusted {
-					group.Go(func() {
-						cmd := exec.CommandContext(t.Context(), program, img.String(), strings.Join(written, ","),
-							filepath.Join(dir, fmt.Sprint(i, ".key")), filepath.Join(dir, "lock"), strconv.Itoa(i))
-						cmd.Env = append(os.Environ(), processVariable+"=1")
-						if out, err := cmd.CombinedOutput(); err != nil {
-							failed[i] = fmt.Errorf("process %d: %w\n%s", i, err, out)
-						}
-					})
-				}
-				group.Wait()
-				if err := errors.Join(failed...); err != nil {
-					t.Fatal(err)
-				}
-				v, err := all.Verify(t.Context(), img)
-				if err != nil {
-					t.Fatal(err)
-				}
-				signatures, attestations := map[string]int{}, map[string]int{}
-				for _, s := range v.Signatures {
-					signatures[s.KeyID+" "+s.Layout]++
-				}
-				for _, a := range v.Attestations {
-					attestations[a.KeyID+" "+a.Layout]++
-				}
-				for _, id := range all.KeyIDs() {
-					for _, layout := range written {
-						if s, a := signatures[id+" "+layout], attestations[id+" "+layout]; s != 1 || a != 1 {
-							t.Errorf("key %s has %d signatures and %d attestations in the %s layout, want one of each", id, s, a, layout)
-						}
-					}
+		img := reg.Image(t, "team/app")
+		var group sync.WaitGroup
+		failed := make([]error, len(trusted))
+		for i := range trusted {
+			group.Go(func() {
+				cmd := exec.CommandContext(t.Context(), program, img.String(), strings.Join(bothLayouts, ","),
+					filepath.Join(dir, fmt.Sprint(i, ".key")), filepath.Join(dir, "lock"), strconv.Itoa(i))
+				cmd.Env = append(os.Environ(), processVariable+"=1")
+				if out, err := cmd.CombinedOutput(); err != nil {
+					failed[i] = fmt.Errorf("process %d: %w\n%s", i, err, out)
 				}
 			})
+		}
+		group.Wait()
+		if err := errors.Join(failed...); err != nil {
+			t.Fatal(err)
+		}
+		v, err := all.Verify(t.Context(), img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signatures, attestations := map[string]int{}, map[string]int{}
+		for _, s := range v.Signatures {
+			signatures[s.KeyID+" "+s.Layout]++
+		}
+		for _, a := range v.Attestations {
+			attestations[a.KeyID+" "+a.Layout]++
+		}
+		for _, id := range all.KeyIDs() {
+			for _, layout := range bothLayouts {
+				if s, a := signatures[id+" "+layout], attestations[id+" "+layout]; s != 1 || a != 1 {
+					t.Errorf("key %s has %d signatures and %d attestations in the %s layout, want one of each", id, s, a, layout)
+				}
+			}
 		}
 	})
 }

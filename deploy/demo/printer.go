@@ -110,8 +110,10 @@ func (p *printer) after(s *story) {
    . .demo/env
    bin/dray run list
    bin/dray image show "$DRAY_DIGEST"
+   bin/dray environment list hello-go
+   bin/dray promotion list --project hello-go
    bin/dray verify "$DRAY_PROD_REGISTRY/hello-go@$DRAY_DIGEST" --key "$DRAY_PUBLIC_KEY"
-   git clone "$DRAY_GIT_URL/acme/hello-go.git" /tmp/hello-go   # change it, tag it v1.1.0, push the tag
+   git clone "$DRAY_GIT_URL/acme/hello-go.git" /tmp/hello-go   # change it, tag it v1.2.0, push the tag
    curl -H "Authorization: Bearer $DRAY_TOKEN" "$DRAY_URL/api/v1/images/$DRAY_DIGEST"
 
 With the cosign that you have (or "make bin/cosign3"):

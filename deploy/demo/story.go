@@ -36,6 +36,7 @@ type story struct {
 	site   *site.Site
 	run    pipeline.RunDetail
 	promo  client.Promotion
+	later  pipeline.RunDetail // of version 1.1.0
 	cosign []string
 }
 
@@ -51,8 +52,16 @@ func (s *story) chapters() []chapter {
 		{"Scanned, signed, attested, verified, recorded, tagged", s.recorded},
 		{"One commit is one image: push its branch as well", s.again},
 		{"Push leaky, which the gate must refuse", s.refused},
-		{"Promote the digest of hello-go to prod", s.promote},
+		{"Apply the way to prod: through staging, some time there, an approval", s.apply},
+		{"Promote the digest of hello-go to staging", s.toStaging},
+		{"Ask whether it could enter prod now", s.eligible},
+		{"Promote it to prod", s.promote},
 		{"Verify it in prod with the public key alone", s.verify},
+		{"Push hello-go 1.1.0, which brings a finding in", s.next},
+		{"Prod refuses it, with the reasons", s.refusedByProd},
+		{"Accept the finding for two weeks, look at the difference, and promote", s.except},
+		{"Roll prod back", s.rollback},
+		{"Delete a signature behind Dray's back", s.tamper},
 		{"Ask which promoted images contain a package", s.ask},
 	}
 }
@@ -72,7 +81,9 @@ func (s *story) start(ctx context.Context) (err error) {
 
 // pushRef pushes a sample and returns its run. A ref that is on the server
 // already starts nothing; its run is the one from then.
-func (s *story) pushRef(ctx context.Context, app, ref string) (pipeline.Run, error) {
+//
+// With a commit, it is the run that built that one: a branch goes on.
+func (s *story) pushRef(ctx context.Context, app, ref, commit string) (pipeline.Run, error) {
 	w, err := s.site.Sample(ctx, app)
 	if err != nil {
 		return pipeline.Run{}, err
@@ -90,7 +101,7 @@ func (s *story) pushRef(ctx context.Context, app, ref string) (pipeline.Run, err
 	}
 	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	run, err := s.site.RunOf(wait, app, full)
+	run, err := s.site.RunOf(wait, app, full, commit)
 	if err != nil {
 		return run, err
 	}
@@ -110,7 +121,7 @@ func (s *story) follow(ctx context.Context, id pipeline.RunID) (pipeline.RunDeta
 }
 
 func (s *story) push(ctx context.Context) error {
-	run, err := s.pushRef(ctx, "hello-go", "v1.0.0")
+	run, err := s.pushRef(ctx, "hello-go", "v1.0.0", "")
 	if err != nil {
 		return err
 	}
@@ -188,7 +199,7 @@ func (s *story) holds(ctx context.Context, repository string, d pipeline.Digest,
 }
 
 func (s *story) again(ctx context.Context) error {
-	run, err := s.pushRef(ctx, "hello-go", "main")
+	run, err := s.pushRef(ctx, "hello-go", "main", s.run.Commit)
 	if err != nil {
 		return err
 	}
@@ -204,7 +215,7 @@ func (s *story) again(ctx context.Context) error {
 }
 
 func (s *story) refused(ctx context.Context) error {
-	run, err := s.pushRef(ctx, "leaky", "main")
+	run, err := s.pushRef(ctx, "leaky", "main", "")
 	if err != nil {
 		return err
 	}
@@ -244,7 +255,7 @@ func (s *story) refused(ctx context.Context) error {
 
 func (s *story) promote(ctx context.Context) error {
 	d := s.run.Image.Digest
-	body, err := json.Marshal(map[string]string{"image": string(d), "environment": "prod"})
+	body, err := json.Marshal(map[string]string{"image": string(d), "environment": "prod", "project": "hello-go"})
 	if err != nil {
 		return err
 	}
@@ -267,6 +278,16 @@ func (s *story) promote(ctx context.Context) error {
 		return fmt.Errorf("the answer names no promotion: %s", stdout.String())
 	}
 	s.out.proved("accepted as %s", asked.ID)
+	waits, err := s.settled(ctx, asked.ID, pipeline.StateWaiting)
+	if err != nil {
+		return err
+	}
+	if waits.State == pipeline.StateWaiting {
+		s.out.proved("it waits: %s", waits.Reason)
+	}
+	if err := s.approve(ctx, waits); err != nil {
+		return err
+	}
 	for e, err := range s.site.Client.Follow(ctx, asked.ID.Job(), 0) {
 		if err != nil {
 			return err
@@ -279,7 +300,7 @@ func (s *story) promote(ctx context.Context) error {
 	if s.promo.State != pipeline.StateSucceeded {
 		return fmt.Errorf("promotion %s %s: %s", asked.ID, s.promo.State, s.promo.Reason)
 	}
-	tags := []string{"1.0.0", "1.0", "1", pipeline.ShaTag(s.run.Commit)}
+	tags := []string{"1.0.0", "1.0", "1", pipeline.ShaTag(s.run.Commit)} // also after the rollback of a story told before
 	if err := s.holds(ctx, s.site.Prod("hello-go"), d, tags); err != nil {
 		return err
 	}
@@ -346,12 +367,13 @@ func (s *story) writeEnv(d pipeline.Digest) error {
 	text := fmt.Sprintf(`# Written by the demo: ". .demo/env"
 export DRAY_URL=%s
 export DRAY_TOKEN=%s
+export DRAY_APPROVER_TOKEN=%s
 export DRAY_PUBLIC_KEY=%s
 export DRAY_DEV_REGISTRY=%s
 export DRAY_PROD_REGISTRY=%s
 export DRAY_DIGEST=%s
 export DRAY_GIT_URL=%s
-`, v.URL, v.Token, strconv.Quote(v.PublicKey), v.Stack.Dev.Host, v.Stack.Prod.Host, d, v.Stack.Git.URL)
+`, v.URL, v.Token, v.Approver, strconv.Quote(v.PublicKey), v.Stack.Dev.Host, v.Stack.Prod.Host, d, v.Stack.Git.URL)
 	path := filepath.Join(v.Dir, "env")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return err

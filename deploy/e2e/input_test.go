@@ -54,7 +54,7 @@ func TestStepThatFails(t *testing.T) {
 	says(t, failed(t, w, "main"), "the disk of the moon is full", "7")
 
 	// It can be run again, and fails again, as a run of its own.
-	first, err := at.RunOf(t.Context(), "failing", "refs/heads/main")
+	first, err := at.RunOf(t.Context(), "failing", "refs/heads/main", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestStepThatFails(t *testing.T) {
 	if exitCode(err) != 1 {
 		t.Errorf("dray run retry exits with %d, want 1\n%s", exitCode(err), out)
 	}
-	again, err := at.RunOf(t.Context(), "failing", "refs/heads/main")
+	again, err := at.RunOf(t.Context(), "failing", "refs/heads/main", "")
 	if err != nil || again.ID == first.ID || again.RetryOf != first.ID || again.RequestedBy != "demo" || again.State != pipeline.StateFailed {
 		t.Errorf("the retry is %+v, %v", again, err)
 	}

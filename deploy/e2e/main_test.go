@@ -31,7 +31,8 @@ var at *site.Site
 var why string
 
 // projects that tests push to; each test has its own.
-var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared", "together", "delivered", "documented", "again"}
+var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared", "together", "delivered", "documented", "again",
+	"way-distribution", "way-olareg", "configured", "excepted", "repaired-distribution", "repaired-olareg", "patient", "frozen"}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -135,7 +136,7 @@ func push(t *testing.T, w *stack.Worktree, ref string) (pipeline.Run, string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	run, err := at.RunOf(ctx, strings.TrimPrefix(w.Name, site.Organisation+"/"), full)
+	run, err := at.RunOf(ctx, strings.TrimPrefix(w.Name, site.Organisation+"/"), full, "")
 	if err != nil {
 		t.Fatalf("%v\nthe pusher was told:\n%s", err, out.String())
 	}

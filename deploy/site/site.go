@@ -53,8 +53,9 @@ type Site struct {
 	Config
 	Stack  *stack.Stack
 	Client *client.Client
-	// URL of drayd, and a token for it.
-	URL, Token string
+	// URL of drayd, and a token for it: that of an administrator. Approver is
+	// the token of a release manager.
+	URL, Token, Approver string
 	// PublicKey and TrustedRoot are paths of what a verifier needs.
 	PublicKey, TrustedRoot string
 	// Bases are the pinned references of the base images, by name.
@@ -95,7 +96,7 @@ func Start(ctx context.Context, c Config) (_ *Site, err error) {
 		return nil, err
 	}
 	for _, step := range []func(context.Context) error{
-		s.makeKey, s.PushDatabase, s.pushBases, s.writeSettings, s.StartDrayd, s.makeToken, s.fetchTrustedRoot,
+		s.makeKey, s.PushDatabase, s.pushBases, s.writeSettings, s.StartDrayd, s.makeTokens, s.fetchTrustedRoot,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -106,6 +107,9 @@ func Start(ctx context.Context, c Config) (_ *Site, err error) {
 
 // Dev and Prod are the repositories of a project in the two registries.
 func (s *Site) Dev(project string) string { return s.Stack.Dev.Host + "/" + project }
+
+// Staging is the repository of a project in the environment staging.
+func (s *Site) Staging(project string) string { return s.Stack.Dev.Host + "/staging/" + project }
 
 // Prod is the repository of a project in the environment prod.
 func (s *Site) Prod(project string) string { return s.Stack.Prod.Host + "/" + project }
@@ -199,6 +203,7 @@ database:
   url: %q
 builder:
   addresses: [%q]
+reconcile: {every: 2s}
 scanner:
   database: %s
   cache_dir: %s
@@ -255,14 +260,18 @@ func (s *Site) StartDrayd(ctx context.Context) error {
 	return err
 }
 
-// makeToken makes the token of the site's release manager; a new one replaces
-// the one before.
-func (s *Site) makeToken(ctx context.Context) (err error) {
-	out, err := s.drayd(ctx, "token", "create", "demo", "--config", s.settings)
-	if err != nil {
-		return err
+// makeTokens makes the tokens of two people; new ones replace those before.
+func (s *Site) makeTokens(ctx context.Context) (err error) {
+	for name, t := range map[string]struct {
+		roles string
+		to    *string
+	}{"demo": {"admin,release-manager", &s.Token}, "alex": {"release-manager", &s.Approver}} {
+		out, err := s.drayd(ctx, "token", "create", name, "--role", t.roles, "--config", s.settings)
+		if err != nil {
+			return err
+		}
+		*t.to = strings.TrimSpace(out)
 	}
-	s.Token = strings.TrimSpace(out)
 	s.Client, err = client.New(client.Config{URL: s.URL, Token: s.Token, UserAgent: "dray-demo"})
 	return err
 }
@@ -289,20 +298,29 @@ func (s *Site) drayd(ctx context.Context, args ...string) (string, error) {
 
 // Sample makes the repository of one of the sample applications.
 func (s *Site) Sample(ctx context.Context, app string) (*stack.Worktree, error) {
+	return s.Stack.Repository(ctx, stack.Sample{Name: Organisation + "/" + app, Source: sampleDir(app), Bases: s.Bases})
+}
+
+// NextSample is Sample with a later version over it, committed under subject.
+func (s *Site) NextSample(ctx context.Context, app, version, subject string) (*stack.Worktree, error) {
 	return s.Stack.Repository(ctx, stack.Sample{
-		Name: Organisation + "/" + app, Source: filepath.Join("deploy", "demo", "apps", app), Bases: s.Bases,
+		Name: Organisation + "/" + app, Source: sampleDir(app), Bases: s.Bases,
+		Over: sampleDir(app + "-" + version), Subject: subject,
 	})
 }
 
-// RunOf waits until a push of that ref has a run, and returns the newest.
-func (s *Site) RunOf(ctx context.Context, project, ref string) (pipeline.Run, error) {
+func sampleDir(name string) string { return filepath.Join("deploy", "demo", "apps", name) }
+
+// RunOf waits until a push of that ref has a run, and returns the newest; with a
+// commit, the newest that built it.
+func (s *Site) RunOf(ctx context.Context, project, ref, commit string) (pipeline.Run, error) {
 	for {
 		list, err := s.Client.Runs(ctx, client.RunsQuery{Project: project})
 		if err != nil {
 			return pipeline.Run{}, err
 		}
 		for _, r := range list.Items {
-			if r.Event.Ref == ref {
+			if r.Event.Ref == ref && (commit == "" || r.Commit == commit) {
 				return r, nil
 			}
 		}

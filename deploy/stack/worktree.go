@@ -4,6 +4,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -33,6 +34,10 @@ type Sample struct {
 	// the Dockerfile, where {{base/go}} stands for the reference in Bases.
 	Source string
 	Bases  map[string]string
+	// Over, if not empty, is a directory whose files lie over those of Source
+	// from now on: a later version. Subject is that of the commit which brings it.
+	Over    string
+	Subject string
 }
 
 // Worktree is a clone of a repository, on the branch main.
@@ -80,6 +85,15 @@ func (w *Worktree) lay(ctx context.Context, c Sample) error {
 	if err := render(c.Source, w.Dir, c.Bases); err != nil {
 		return err
 	}
+	over, err := w.over(c.Over)
+	if err != nil {
+		return err
+	}
+	if over != "" {
+		if err := render(over, w.Dir, c.Bases); err != nil {
+			return err
+		}
+	}
 	if fresh {
 		if _, err := w.commit(ctx, "Greet whoever asks", ":!Dockerfile"); err != nil {
 			return err
@@ -91,11 +105,28 @@ func (w *Worktree) lay(ctx context.Context, c Sample) error {
 		}
 	}
 	subject := "Build an image"
-	if !fresh {
+	switch {
+	case c.Subject != "":
+		subject = c.Subject
+	case !fresh:
 		subject = "Follow the base images"
 	}
-	_, err := w.Commit(ctx, subject)
+	_, err = w.Commit(ctx, subject)
 	return err
+}
+
+// over remembers what was laid over the work tree: it stays there when the
+// sample is laid again.
+func (w *Worktree) over(dir string) (string, error) {
+	note := filepath.Join(w.Dir, ".git", "over")
+	if dir != "" {
+		return dir, os.WriteFile(note, []byte(dir), 0o644)
+	}
+	b, err := os.ReadFile(note)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return string(b), err
 }
 
 // Commit commits whatever changed in the work tree and returns the commit that

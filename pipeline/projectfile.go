@@ -121,6 +121,12 @@ func (f ProjectFile) ApplyTo(p Project) Project {
 
 // ProjectFileOf is the file by which a project's settings would be set again.
 func ProjectFileOf(p Project) ProjectFile {
+	p.Environments = slices.Clone(p.Environments)
+	for i := range p.Environments {
+		if b := p.Environments[i].BreakGlass; b != nil { // a file has no nulls
+			p.Environments[i].BreakGlass = &BreakGlassRule{Roles: notNil(b.Roles), Overrides: notNil(b.Overrides)}
+		}
+	}
 	return ProjectFile{APIVersion: ProjectFileVersion, Kind: ProjectFileKind, Name: p.Name, Platforms: notNil(p.Platforms), Latest: p.Latest,
 		Gate: p.Gate, Rules: p.Rules, Environments: notNil(p.Environments), TrustedVEXKeys: p.TrustedVEXKeys}
 }
@@ -180,13 +186,8 @@ func (e Environment) check(at string, bad func(path, format string, args ...any)
 			bad(path+".for", `is required, such as "16h"`)
 		}
 	}
-	if b := e.BreakGlass; b != nil {
-		if len(b.Roles) == 0 {
-			bad(at+"breakGlass.roles", "want at least one role")
-		}
-		if len(b.Overrides) == 0 {
-			bad(at+"breakGlass.overrides", "want at least one rule, such as freeze")
-		}
+	if b := e.BreakGlass; b != nil && (len(b.Roles) == 0) != (len(b.Overrides) == 0) {
+		bad(at+"breakGlass", "want both roles and overrides; or neither, which lets nobody override anything")
 	}
 }
 

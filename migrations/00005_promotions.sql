@@ -67,6 +67,8 @@ UPDATE lanes l SET inside = h.id FROM (
     FROM promotions p JOIN jobs j ON j.id = p.id JOIN stages s ON s.job = p.id AND s.stage = 'gate' AND s.state = 'succeeded'
     WHERE j.state IN ('queued', 'running') GROUP BY p.project, p.environment) h
     WHERE h.project = l.project AND h.environment = l.environment;
+-- A table with checks that are still to come cannot be altered.
+SET CONSTRAINTS ALL IMMEDIATE;
 ALTER TABLE promotions
     ALTER COLUMN project SET NOT NULL,
     ADD FOREIGN KEY (project, environment) REFERENCES lanes;

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -33,3 +34,9 @@ func PackagesSQL(q pipeline.PackageQuery) (string, []any, error) { return packag
 
 // MaxOrphaned is how many workers a job may lose.
 const MaxOrphaned = maxOrphaned
+
+// PruneContents removes what is remembered beyond these bounds.
+func PruneContents(ctx context.Context, pool *pgxpool.Pool, kept time.Duration, most, atOnce int) error {
+	_, err := pool.Exec(ctx, pruneContents, kept, most, atOnce)
+	return err
+}

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"time"
 )
 
@@ -45,6 +47,17 @@ func (q *Queue) reconcileOnce(ctx context.Context) error {
 		defer cancel()
 		if _, err := q.Pool.Exec(after, `UPDATE periodic SET worker = NULL WHERE name = $1 AND worker = $2`, reconcileName, q.lease.id); err != nil {
 			q.Log.WarnContext(ctx, "the end of a turn was not written; the next one starts when this worker takes it", "error", err)
+		}
+	}()
+	return q.protected(ctx)
+}
+
+// protected makes an error of a panic.
+func (q *Queue) protected(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			q.Log.ErrorContext(ctx, "reconciliation panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			err = fmt.Errorf("internal error: %v", p)
 		}
 	}()
 	return q.Reconcile(ctx)

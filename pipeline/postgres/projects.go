@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -83,6 +84,9 @@ func applyVersion(ctx context.Context, tx pgx.Tx, p pipeline.Project, by, origin
 	settings, err := document(p)
 	if err != nil {
 		return 0, false, err
+	}
+	if bytes.Contains(settings, []byte(`\u0000`)) {
+		return 0, false, fmt.Errorf("settings with a NUL in them: %w", pipeline.ErrInvalid)
 	}
 	sum := sha256.Sum256(settings)
 	digest := "sha256:" + hex.EncodeToString(sum[:])

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"encoding/json"
 	"strings"
 	"time"
 )
@@ -119,13 +118,4 @@ func (f Facts) Suppressed() []FindingFact {
 		}
 	}
 	return out
-}
-
-// clone is a deep copy, by way of JSON.
-func clone[T any](v T) (out T, err error) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return out, err
-	}
-	return out, json.Unmarshal(b, &out)
 }

@@ -16,10 +16,12 @@ type Diff struct {
 	From *DiffSide `json:"from,omitempty"`
 	To   DiffSide  `json:"to"`
 
-	// Commits that To has and From lacks, newest first. CommitsKnown is false
+	// Commits that To has and From lacks, newest first; when To is the older one,
+	// CommitsTaken are those that From has and To lacks. CommitsKnown is false
 	// when the pushes that Dray saw do not lead from one to the other; then
 	// Commits holds what is known.
 	Commits      []Commit `json:"commits"`
+	CommitsTaken []Commit `json:"commitsTaken"`
 	CommitsKnown bool     `json:"commitsKnown"`
 	CompareURL   string   `json:"compareURL,omitempty"`
 
@@ -99,28 +101,33 @@ func (in diffInput) side() DiffSide {
 // are pushes to the project, newest first.
 func diff(project, environment string, from *diffInput, to diffInput, events []Event) Diff {
 	d := Diff{Project: project, Environment: environment, To: to.side(),
-		Commits: []Commit{}, PackagesAdded: []PackageChange{}, PackagesRemoved: []PackageChange{}, PackagesChanged: []PackageChange{},
+		Commits: []Commit{}, CommitsTaken: []Commit{}, PackagesAdded: []PackageChange{}, PackagesRemoved: []PackageChange{}, PackagesChanged: []PackageChange{},
 		FindingsFixed: []Finding{}, FindingsAdded: []Finding{}, LicensesAdded: []string{}, LicensesRemoved: []string{}}
 	var old diffInput
 	if from != nil {
 		old = *from
 		side := from.side()
 		d.From = &side
-		d.Commits, d.CommitsKnown = commitsBetween(events, side.Commit, d.To.Commit)
+		if d.Commits, d.CommitsKnown = commitsBetween(events, side.Commit, d.To.Commit); !d.CommitsKnown {
+			if taken, back := commitsBetween(events, d.To.Commit, side.Commit); back {
+				d.Commits, d.CommitsTaken, d.CommitsKnown = []Commit{}, taken, true
+			}
+		}
 		d.CompareURL = compareURL(to.record.Built.Source.CloneURL, side.Commit, d.To.Commit)
 	}
 	before, after := versionsOf(old.report), versionsOf(to.report)
 	for k, v := range after {
-		c := PackageChange{Name: k.name, Type: k.typ, From: before[k], To: v}
+		was, had := before[k]
+		c := PackageChange{Name: k.name, Type: k.typ, From: was, To: v}
 		switch {
-		case before[k] == "":
+		case !had:
 			d.PackagesAdded = append(d.PackagesAdded, c)
-		case before[k] != v:
+		case was != v:
 			d.PackagesChanged = append(d.PackagesChanged, c)
 		}
 	}
 	for k, v := range before {
-		if after[k] == "" {
+		if _, has := after[k]; !has {
 			d.PackagesRemoved = append(d.PackagesRemoved, PackageChange{Name: k.name, Type: k.typ, From: v})
 		}
 	}
@@ -288,10 +295,7 @@ func (d Diff) Text(limit int) string {
 			fmt.Fprintf(&b, "  %s\n", l)
 		}
 	}
-	var lines []string
-	for _, c := range d.Commits {
-		lines = append(lines, strings.TrimSpace(shortCommit(c.SHA)+" "+oneLine(c.Title)+byline(c.Author)))
-	}
+	lines := commitLines(d.Commits)
 	if d.From != nil && !d.CommitsKnown {
 		lines = append(lines, "(the pushes that were seen do not lead from one commit to the other; this list may be short)")
 	}
@@ -299,6 +303,7 @@ func (d Diff) Text(limit int) string {
 		lines = append(lines, d.CompareURL)
 	}
 	section("Commits", lines)
+	section("Commits taken back", commitLines(d.CommitsTaken))
 	section("Findings brought in", findingLines(d.FindingsAdded))
 	section("Findings fixed", findingLines(d.FindingsFixed))
 	section("Packages changed", packageLines(d.PackagesChanged))
@@ -362,6 +367,14 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s)
+}
+
+func commitLines(list []Commit) []string {
+	var out []string
+	for _, c := range list {
+		out = append(out, strings.TrimSpace(shortCommit(c.SHA)+" "+oneLine(c.Title)+byline(c.Author)))
+	}
+	return out
 }
 
 func byline(author string) string {

@@ -236,6 +236,16 @@ func (p *Pipeline) confirm(ctx context.Context, from admitted, copied Copied, re
 		want = append(want, v.Attestations...)
 	}
 	verified, err := p.verify(ctx, there, want)
+	if errors.Is(err, ErrUnverified) {
+		// A copy trusts for a while what it saw there before. If somebody took
+		// something away meanwhile, looking finds it, and copying brings it.
+		audit, lost := p.Registry.Audit(ctx, copied.Image, copied.Contents)
+		if lost == nil && !audit.Intact() {
+			if _, lost = p.Registry.Copy(ctx, from.Images[0], repository); lost == nil {
+				verified, err = p.verify(ctx, there, want)
+			}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

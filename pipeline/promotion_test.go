@@ -598,6 +598,21 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
+// TestCopyThatTrustsTooMuch: a copy that takes what it saw before for granted
+// leaves a hole; the promotion finds it and brings what is missing.
+func TestCopyThatTrustsTooMuch(t *testing.T) {
+	b := setup(t)
+	d := b.release("1.0.0", commitA).Image.Digest
+	b.wantState(b.ask(to(d, "prod")), pipeline.StateSucceeded)
+	at := pipeline.Image{Repository: prodRepo, Digest: d}
+	b.Unsign(at)
+	b.TrustOnce(at)
+	b.wantState(b.ask(to(d, "prod")), pipeline.StateSucceeded)
+	if v, err := b.Signer().Verify(t.Context(), at); err != nil || len(v.Signatures) == 0 {
+		t.Errorf("prod holds an image without its signature: %v", err)
+	}
+}
+
 func TestDiffFollowsThePushes(t *testing.T) {
 	b := setupWith(t, pipeline.Environment{Name: "prod", Repository: prodRepo, Gate: criticalOnly})
 	b.n++
@@ -631,6 +646,9 @@ func TestDiffFollowsThePushes(t *testing.T) {
 	if !e.Diff.CommitsKnown || len(titles) != 3 || titles[2] != "prepare" {
 		t.Errorf("commits are %q, known %t", titles, e.Diff.CommitsKnown)
 	}
+	if len(e.Diff.PackagesAdded)+len(e.Diff.PackagesRemoved) != 0 {
+		t.Errorf("packages came and went: %+v, %+v", e.Diff.PackagesAdded, e.Diff.PackagesRemoved)
+	}
 	text := e.Diff.Text(0)
 	for _, want := range []string{"1.0.0 -> 1.1.0", "CVE-2026-7 low in lib 2", "finish[31m (Ann)", "https://git.example/team/app/compare/" + commitA + "..." + commitB} {
 		if !strings.Contains(text, want) {
@@ -639,5 +657,10 @@ func TestDiffFollowsThePushes(t *testing.T) {
 	}
 	if strings.ContainsRune(text, 0x1b) {
 		t.Error("an escape sequence of a commit reached the terminal")
+	}
+	b.wantState(b.ask(to(two, "prod")), pipeline.StateSucceeded)
+	e, err = b.p.Eligibility(t.Context(), pipeline.PromotionRequest{Image: string(one), Project: "app", Environment: "prod", Action: pipeline.ActionRollback})
+	if err != nil || len(e.Diff.Commits) != 0 || len(e.Diff.CommitsTaken) != 3 || !strings.Contains(e.Diff.Text(0), "Commits taken back (3)") {
+		t.Errorf("the way back takes %+v, %v", e.Diff.CommitsTaken, err)
 	}
 }

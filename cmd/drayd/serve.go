@@ -243,7 +243,14 @@ func (p *parts) api() (*api.API, error) {
 		hooks = append(hooks, api.Hook{Forge: d.Forge, Source: d.Source, Project: d.Name, Secret: p.settings.Projects[i].WebhookSecret})
 	}
 	return api.New(api.Config{
-		Store: p.store, Forges: map[string]api.Forge{"github": forge.GitHub{}}, Hooks: hooks,
+		Store: p.store, Forges: map[string]api.Forge{"github": forge.GitHub{CloneURL: func(source string) string {
+			for _, d := range projects {
+				if strings.EqualFold(d.Source, source) {
+					return d.CloneURL
+				}
+			}
+			return ""
+		}}}, Hooks: hooks,
 		PublicKeyPEM: public, TrustedRoot: verify.TrustedRoot(),
 		VerifyCommands: func(img pipeline.Image) (out []string) {
 			for _, c := range verify.Commands(img, verify.CommandOptions{Key: "cosign.pub", TrustedRoot: "trusted-root.json", PlainHTTP: p.plainHTTP(img)}) {

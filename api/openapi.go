@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -52,6 +53,24 @@ func (a *API) schema(v any) *huma.Schema {
 	return a.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeOf(v), true, "")
 }
 
+// requestBodies names the schemas of what is sent here.
+func (a *API) requestBodies() map[string]bool {
+	names := map[string]bool{}
+	for _, path := range a.huma.OpenAPI().Paths {
+		for _, op := range []*huma.Operation{path.Post, path.Put, path.Patch} {
+			if op == nil || op.RequestBody == nil {
+				continue
+			}
+			for _, media := range op.RequestBody.Content {
+				if media.Schema != nil {
+					names[strings.TrimPrefix(media.Schema.Ref, "#/components/schemas/")] = true
+				}
+			}
+		}
+	}
+	return names
+}
+
 // finishOpenAPI writes the description once, and serves it.
 func (a *API) finishOpenAPI() error {
 	a.schema(Problem{})
@@ -59,9 +78,11 @@ func (a *API) finishOpenAPI() error {
 	// huma's own error type is never sent.
 	delete(schemas, "ErrorModel")
 	delete(schemas, "ErrorDetail")
-	for _, s := range schemas {
-		// Readers must bear members that a later version adds.
-		if s.Type == huma.TypeObject && s.AdditionalProperties == false {
+	requests := a.requestBodies()
+	for name, s := range schemas {
+		// Readers must bear members that a later version adds; what is sent here
+		// must not hold any that are not known, or a misspelt one would be lost.
+		if !requests[name] && s.Type == huma.TypeObject && s.AdditionalProperties == false {
 			s.AdditionalProperties = nil
 		}
 	}

@@ -178,7 +178,7 @@ func TestPromote(t *testing.T) {
 		"null":                   {`null`, "", "", 422, "invalid"},
 		"nulls":                  {`{"image":null,"environment":null}`, "", "", 422, "invalid"},
 		"no image":               {`{"environment":"prod"}`, "", "", 422, "invalid"},
-		"unknown member":         {`{"image":"x","environment":"prod","force":true}`, "", "", 422, "invalid"},
+		"unknown member":         {strings.Replace(body, `{`, `{"force":true,`, 1), "", "", 422, "invalid"},
 		"a tag":                  {image("dev.example/acme/hello-go:1.0.0"), "", "", 422, "invalid"},
 		"tag and digest":         {image("dev.example/acme/hello-go:1@" + string(apitest.Good.Digest)), "", "", 422, "invalid"},
 		"unknown image":          {image(string(apitest.Digest("0"))), "", "", 404, "not-found"},
@@ -315,8 +315,10 @@ func TestPackages(t *testing.T) {
 // What was sent in the wrong place is not sent back.
 func TestProblemsEchoNoValues(t *testing.T) {
 	s := newServer(t)
-	a := s.send("POST", "/api/v1/promotions", `{"image":"x","environment":"prod","token":"dray_precious"}`, auth)
-	s.want(a, 422, "invalid")
+	a := s.send("POST", "/api/v1/promotions", fmt.Sprintf(`{"image":%q,"environment":"prod","token":"dray_precious"}`, apitest.Good.Digest), auth)
+	if p := s.want(a, 422, "invalid"); p.Errors[0].Location != "body.token" {
+		t.Errorf("%+v", p)
+	}
 	if strings.Contains(a.body, "dray_precious") {
 		t.Errorf("echoed: %s", a.body)
 	}

@@ -250,11 +250,17 @@ func (s *story) except(ctx context.Context) error {
 }
 
 func (s *story) rollback(ctx context.Context) error {
-	list, err := s.dray(ctx, s.site.Token, false, "environment", "list", "hello-go", "-o", "json")
+	text, err := s.dray(ctx, s.site.Token, false, "environment", "list", "hello-go", "-o", "json")
 	if err != nil {
 		return err
 	}
-	if strings.Contains(list, string(s.later.Image.Digest)) { // not from a story told before
+	var list []pipeline.EnvironmentState
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(list, func(e pipeline.EnvironmentState) bool { // not when the story was told before
+		return e.Environment == "prod" && e.Current != nil && e.Current.Image.Digest == s.later.Image.Digest
+	}) {
 		if _, err := s.dray(ctx, s.site.Token, true, "rollback", "hello-go", "prod", "--note", "titles come out wrong", "--wait"); err != nil {
 			return err
 		}

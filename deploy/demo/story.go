@@ -171,13 +171,24 @@ func (s *story) recorded(ctx context.Context) error {
 	}
 	s.out.proved("signed, with provenance: the index and both platforms; %d signatures and %d attestations read back",
 		len(img.Signatures), len(img.Attestations))
-	want := []string{"1.0.0", "1.0", "1", pipeline.ShaTag(s.run.Commit)}
+	want := []string{"1.0.0", "1.0", pipeline.ShaTag(s.run.Commit)}
+	if told, err := s.told(ctx); err != nil {
+		return err
+	} else if !told {
+		want = append(want, "1") // it has moved on since, when the story was told before
+	}
 	if err := s.holds(ctx, s.site.Dev("hello-go"), d, want); err != nil {
 		return err
 	}
 	s.out.proved("tagged in dev: %s", strings.Join(want, ", "))
 	s.out.proved("recorded at %s, by run %s from commit %s", img.RecordedAt.Format(time.RFC3339), img.Run, img.Source.Commit)
 	return nil
+}
+
+// told reports whether 1.1.0 is out already, from a story told before.
+func (s *story) told(ctx context.Context) (bool, error) {
+	list, err := s.site.Client.Runs(ctx, client.RunsQuery{Project: "hello-go"})
+	return slices.ContainsFunc(list.Items, func(r pipeline.Run) bool { return r.Event.Ref == "refs/tags/v1.1.0" }), err
 }
 
 // holds asks the registry itself what the tags name.

@@ -18,7 +18,7 @@ const maxWindow = 366 * 24 * time.Hour
 // and maxChain how many of them.
 const (
 	horizon  = 5 * 366 * 24 * time.Hour
-	maxChain = 5000
+	maxChain = 2000
 )
 
 // window is a compiled pipeline.Freeze.

@@ -153,38 +153,42 @@ func (r *recurrence) positions(list []wall) []wall {
 	return slices.Compact(out)
 }
 
-// latest is the last beginning that is neither after t nor more than back before
-// it.
+// latest is the last beginning that is neither after t nor much more than back
+// before it.
 func (r *recurrence) latest(t time.Time, back time.Duration, seen *memo) (time.Time, bool) {
-	// Zones differ from UTC by less than a day and a half, skipped days included.
-	const slack = 2
-	today := int(t.Unix()/daySeconds) + slack
-	oldest := int(t.Add(-back).Unix()/daySeconds) - slack
 	if r.frequency == once {
 		at := r.instant(r.start)
 		return at, !at.After(t)
 	}
+	// Where clocks change, the order of readings is not quite that of moments;
+	// no clock was ever changed by more than a day.
+	_, offset := t.In(r.zone).Zone()
+	newest := wall(t.Unix()) + wall(offset) + daySeconds
+	oldest := newest - wall(back/time.Second) - 3*daySeconds
 	first := r.period(r.start.day())
-	p := r.period(today)
-	p -= mod(p-first, r.interval)
+	p := r.period(newest.day())
 	var best time.Time
 	found := false
-	for ; p >= first; p -= r.interval {
-		if _, end := r.days(p); end <= oldest {
+	for p -= mod(p-first, r.interval); p >= first; p -= r.interval {
+		if _, end := r.days(p); wall(end)*daySeconds <= oldest {
 			break
 		}
-		enough := found
-		for _, w := range r.in(p, seen) {
+		list := r.in(p, seen)
+		i, _ := slices.BinarySearch(list, newest+1)
+		for _, w := range slices.Backward(list[:i]) {
+			if w < oldest {
+				break
+			}
 			at := r.instant(w)
 			if at.After(t) || !r.until.IsZero() && at.After(r.until) {
 				continue
 			}
+			if !found {
+				oldest = max(oldest, w-daySeconds)
+			}
 			if !found || at.After(best) {
 				best, found = at, true
 			}
-		}
-		if enough {
-			break // one period more than needed: a change of clocks may turn the order
 		}
 	}
 	return best, found

@@ -15,7 +15,7 @@ const (
 	maxRuleLength = 1000
 	maxInterval   = 1000
 	maxCount      = 5000
-	maxTimes      = 48                    // windows in one day
+	maxTimes      = 24                    // windows in one day
 	maxYears      = 100                   // that are looked at for the first and the last window
 	firstYear     = 1970                  // of a start
 	lastYear      = 2200                  // of a start

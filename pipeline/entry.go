@@ -1,0 +1,126 @@
+package pipeline
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// EntryVersion is the version of the form that entries are written in now.
+const EntryVersion = 1
+
+// Kinds of entries. A kind says what happened; its data are described in
+// docs/reference/log.md.
+const (
+	EntryDeliveryAccepted   = "delivery.accepted"
+	EntryDeliveryRefused    = "delivery.refused"
+	EntryRunStarted         = "run.started"
+	EntryRunEnded           = "run.ended"
+	EntryImageRecorded      = "image.recorded"
+	EntryEvidenceMade       = "evidence.made" // signatures and attestations, as verified
+	EntryPromotionRequested = "promotion.requested"
+	EntryPromotionDecided   = "promotion.decided"
+	EntryPromotionApproved  = "promotion.approved"
+	EntryPromotionRejected  = "promotion.rejected"
+	EntryPromotionEnded     = "promotion.ended"
+	EntryBreakGlass         = "promotion.break-glass"
+	EntryCopied             = "image.copied"
+	EntryTagMoved           = "tag.moved"
+	EntryExceptionAdded     = "exception.added"
+	EntryExceptionRevoked   = "exception.revoked"
+	EntryVEXAdded           = "vex.added"
+	EntryVEXRevoked         = "vex.revoked"
+	EntryProjectApplied     = "project.applied"
+	EntryTokenCreated       = "token.created"
+	EntryTokenRevoked       = "token.revoked"
+	EntryDriftFound         = "drift.found"
+	EntryDriftRepaired      = "drift.repaired"
+	EntryDriftResolved      = "drift.resolved"
+	EntryDatabaseSeen       = "database.seen"          // a new vulnerability database
+	EntryFindingsChanged    = "image.findings-changed" // by re-matching
+	EntryRetentionApplied   = "retention.applied"
+)
+
+// Entry is one leaf of the evidence log: a state change that matters, written
+// in the transaction of the change.
+type Entry struct {
+	// Version of the form: 1.
+	Version int    `json:"v"`
+	Kind    string `json:"kind"`
+	// At is when the change was made, by the database's clock, to microseconds.
+	At      time.Time `json:"at"`
+	Project string    `json:"project,omitempty"`
+	// Actor is whoever caused it: a token's name, or "dray".
+	Actor string `json:"actor,omitempty"`
+	// Subject is the id of what it is about: a run, a promotion, an exception.
+	Subject string `json:"subject,omitempty"`
+	// Image that it is about, if any.
+	Image Digest `json:"image,omitempty"`
+	// Data says what happened, an object whose members depend on the kind. It
+	// never holds a secret.
+	Data json.RawMessage `json:"data,omitempty"`
+	// Rows are the database rows that the entry describes, as they were at that
+	// moment. The newest entry that names a row is what the row must be now.
+	Rows []EntryRow `json:"rows,omitempty"`
+}
+
+// EntryRow pins one database row.
+type EntryRow struct {
+	Table string `json:"table"`
+	Key   string `json:"key"`
+	// Form is the version of the rendition that was hashed: which columns, in
+	// which shape.
+	Form int `json:"form"`
+	// Digest is the sha256 of the rendition; empty when the row was removed by
+	// the change itself.
+	Digest Digest `json:"digest,omitempty"`
+}
+
+// Leaf is the entry in its canonical form: compact JSON, members in the order of
+// the struct, times in UTC. This is what the log hashes.
+func (e Entry) Leaf() ([]byte, error) {
+	e.At = e.At.UTC().Truncate(time.Microsecond)
+	if len(e.Data) > 0 {
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, e.Data); err != nil {
+			return nil, fmt.Errorf("data of a %s entry: %w", e.Kind, err)
+		}
+		e.Data = compact.Bytes()
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(e); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// ParseEntry reads a leaf. One that is not in canonical form is an error that
+// wraps ErrInvalid: two forms of one entry would be two leaves.
+func ParseEntry(leaf []byte) (e Entry, err error) {
+	dec := json.NewDecoder(bytes.NewReader(leaf))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&e); err != nil {
+		return e, fmt.Errorf("log entry: %w: %w", err, ErrInvalid)
+	}
+	if e.Version != EntryVersion {
+		return e, fmt.Errorf("log entry of version %d, only %d is known: %w", e.Version, EntryVersion, ErrInvalid)
+	}
+	again, err := e.Leaf()
+	if err != nil {
+		return e, err
+	}
+	if !bytes.Equal(again, leaf) {
+		return e, fmt.Errorf("log entry is not in canonical form: %w", ErrInvalid)
+	}
+	return e, nil
+}
+
+// LogEntry is an entry with its place in the log.
+type LogEntry struct {
+	Index int64 `json:"index"`
+	// Leaf is the entry's canonical form, byte by byte.
+	Leaf []byte `json:"leaf"`
+}

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -13,6 +15,7 @@ import (
 
 	"github.com/dray-project/dray/api/client"
 	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/policy"
 )
 
 // projectFile is a project file as it was read.
@@ -52,6 +55,32 @@ func (a *app) readProjectFile(name string) (*projectFile, error) {
 		return nil, f.located(err)
 	}
 	return f, nil
+}
+
+// compile checks every gate as the server would.
+func (f *projectFile) compile(ctx context.Context) error {
+	judge, err := policy.New(ctx, policy.Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	var problems []string
+	check := func(path, what string, g pipeline.Gate) {
+		if err := judge.Check(g); err != nil {
+			problems = append(problems, fmt.Sprintf("%s:%d: %s: %v", f.name, f.line(path), what, err))
+		}
+	}
+	check("rules", "the project's gate", f.ApplyTo(pipeline.Project{}).BuildGate())
+	for i, e := range f.Environments {
+		path := fmt.Sprintf("environments[%d]", i)
+		check(path, "environment "+e.Name, e.EntryGate(pipeline.ActionPromote))
+		if e.Rollback != nil {
+			check(path+".rollback", "environment "+e.Name+", rollback", e.EntryGate(pipeline.ActionRollback))
+		}
+	}
+	if len(problems) > 0 {
+		return &usageError{errors.New(strings.Join(problems, "\n"))}
+	}
+	return nil
 }
 
 // located puts the file's name and line before what is wrong with it, whether

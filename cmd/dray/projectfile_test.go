@@ -39,6 +39,9 @@ func TestReferencePage(t *testing.T) {
 			t.Errorf("%v in\n%s", err, m[1])
 			continue
 		}
+		if err := f.compile(t.Context()); err != nil {
+			t.Error(err)
+		}
 		files = append(files, f)
 	}
 	if len(files) != 2 {

@@ -171,17 +171,21 @@ func (a *app) projectValidate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "validate --file FILE",
 		Short: "Check a project file without any server",
-		Long: `Check a project file without any server: its form, its names, and the way
-between its environments. Only a server knows the registries and compiles the
-rules: "dray project apply --dry-run" asks one.`,
+		Long: `Check a project file without any server: its form, its names, the way between
+its environments, and that every rule compiles, as this version of dray knows
+them. Only a server knows which registries there are: "dray project apply
+--dry-run" asks one.`,
 		Example: `  dray project validate -f project.yaml`,
 		Args:    exactly(0),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
 				return usage("say which: --file")
 			}
 			f, err := a.readProjectFile(file)
 			if err != nil {
+				return err
+			}
+			if err := f.compile(cmd.Context()); err != nil {
 				return err
 			}
 			return a.print(f.ProjectFile, func(w *writer) {

@@ -92,7 +92,7 @@ func TestTables(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.promotion(client.Promotion{PromotionDetail: p, Plan: apitest.Diff.Plan(), Approvals: []client.Approval{
+			w.promotion(client.Promotion{PromotionDetail: p, Plan: apitest.Digest("d"), Approvals: []client.Approval{
 				{Approval: p.Approvals[0], OtherPlan: true}, {Approval: pipeline.Approval{By: "hal", Rejected: true, At: apitest.Clock, Comment: "no\nway"}}}})
 		},
 		"promotions": func(w *writer) {
@@ -110,7 +110,7 @@ func TestTables(t *testing.T) {
 			w.decision(d)
 		},
 		"eligibility": func(w *writer) {
-			w.eligibility(pipeline.Eligibility{Project: "hello-go", Environment: "prod", Image: apitest.Good, Decision: apitest.WaitingDecision, Diff: apitest.Diff, Plan: apitest.Diff.Plan()})
+			w.eligibility(pipeline.Eligibility{Project: "hello-go", Environment: "prod", Image: apitest.Good, Decision: apitest.WaitingDecision, Diff: apitest.Diff, Plan: apitest.Digest("d")})
 		},
 		"project": func(w *writer) {
 			v, err := store.ProjectVersion(ctx, "hello-go", 0)

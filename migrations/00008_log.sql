@@ -26,6 +26,7 @@ CREATE TABLE log_rows (
     entry      bigint NOT NULL REFERENCES log_entries,
     PRIMARY KEY (table_name, row_key, entry)
 );
+CREATE INDEX log_rows_by_entry ON log_rows (entry);
 
 -- The tree's hashes, by golang.org/x/mod/sumdb/tlog's storage index.
 CREATE TABLE log_hashes (

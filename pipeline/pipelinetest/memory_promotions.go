@@ -252,6 +252,11 @@ func (m *Memory) Wait(_ context.Context, c pipeline.Claim, w pipeline.Waiting) e
 		}
 		s.failed = true
 		p := m.promotions[pipeline.PromotionID(c.Job)]
+		if w.Behind > p.ID {
+			// What is inside is newer: to follow it would be to go back.
+			m.end(c.Job, pipeline.Ending{State: pipeline.StateSuperseded, Reason: fmt.Sprintf("%s is newer and entered %s first", w.Behind, p.Environment)})
+			return nil
+		}
 		d := w.Decision
 		p.State, p.Decision, p.Reason = pipeline.StateWaiting, &d, d.Reason()
 		m.waiting.judged[p.ID] = pipeline.Judged{Decision: d, Diff: w.Diff}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Diff is what a promotion would change in an environment.
@@ -282,8 +283,8 @@ func (d Diff) Text(limit int) string {
 	row("builder", from.Builder, d.To.Builder)
 	row("platforms", joinPlatforms(from.Platforms), joinPlatforms(d.To.Platforms))
 
-	section := func(title string, lines []string) {
-		if len(lines) == 0 {
+	section := func(title string, lines []string, notes ...string) {
+		if len(lines)+len(notes) == 0 {
 			return
 		}
 		fmt.Fprintf(&b, "\n%s (%d)\n", title, len(lines))
@@ -294,15 +295,18 @@ func (d Diff) Text(limit int) string {
 			}
 			fmt.Fprintf(&b, "  %s\n", l)
 		}
+		for _, n := range notes {
+			fmt.Fprintf(&b, "  %s\n", n)
+		}
 	}
-	lines := commitLines(d.Commits)
+	var notes []string
 	if d.From != nil && !d.CommitsKnown {
-		lines = append(lines, "(the pushes that were seen do not lead from one commit to the other; this list may be short)")
+		notes = append(notes, "(the pushes that were seen do not lead from one commit to the other; this list may be short)")
 	}
-	if d.CompareURL != "" && len(lines) > 0 {
-		lines = append(lines, d.CompareURL)
+	if d.CompareURL != "" && len(d.Commits) > 0 {
+		notes = append(notes, d.CompareURL)
 	}
-	section("Commits", lines)
+	section("Commits", commitLines(d.Commits), notes...)
 	section("Commits taken back", commitLines(d.CommitsTaken))
 	section("Findings brought in", findingLines(d.FindingsAdded))
 	section("Findings fixed", findingLines(d.FindingsFixed))
@@ -362,7 +366,7 @@ func joinPlatforms(list []Platform) string {
 func oneLine(s string) string {
 	s, _, _ = strings.Cut(s, "\n")
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unicode.In(r, unicode.Cc, unicode.Cf) { // escapes, and what turns the direction of writing
 			return -1
 		}
 		return r

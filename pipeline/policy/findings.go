@@ -66,8 +66,11 @@ func severity(a arguments) (func(facts) result, error) {
 		}
 		sortFindings(objects)
 		aside := ""
+		if unfixed > 0 && len(objects) > 0 {
+			aside = fmt.Sprintf(" (%d without a fix ignored)", unfixed)
+		}
 		if suppressed > 0 {
-			aside = fmt.Sprintf(" (%d suppressed by an exception or a VEX statement)", suppressed)
+			aside += fmt.Sprintf(" (%d suppressed by an exception or a VEX statement)", suppressed)
 		}
 		if len(objects) == 0 {
 			reason := fmt.Sprintf("no finding of severity %s or above", least)

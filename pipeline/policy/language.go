@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,8 +24,8 @@ import (
 const (
 	maxExpression = 4096 // characters
 	maxNesting    = 40   // of parentheses and calls
-	maxLoops      = 3    // within one another
-	maxCost       = 20_000_000
+	maxLoops      = 4    // within one another, or after one another
+	maxCost       = 3_000_000
 	maxTime       = 5 * time.Second
 	maxTypeDepth  = 3 // lists in lists
 	checkEvery    = 100
@@ -149,24 +150,34 @@ func (l *language) compile(r pipeline.Rule) (func(facts) result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("expr cannot be used: %w", invalid(err))
 	}
+	brief := strings.Join(strings.Fields(r.Expr), " ")
+	if len(brief) > 300 {
+		brief = strings.ToValidUTF8(brief[:300], "") + "…"
+	}
 	paths := l.paths(checked.NativeRep().Expr())
+	var used []variable
+	for _, v := range l.vars {
+		if slices.ContainsFunc(paths, func(p factPath) bool { return p.fields[0] == v.name }) {
+			used = append(used, v)
+		}
+	}
 	return func(f facts) result {
 		looked := l.look(f, paths)
-		ok, err := l.eval(program, f)
+		ok, err := l.eval(program, f, used)
 		switch {
 		case err != nil:
 			res := unusable(r.Name, err)
 			res.Facts = looked
 			return res
 		case ok:
-			return pass(looked, "%s", r.Expr)
+			return pass(looked, "this holds: %s", brief)
 		}
 		reason, remedy := r.Reason, r.Remedy
 		if reason == "" {
-			reason = "this is not so: " + r.Expr
+			reason = "this does not hold: " + brief
 		}
 		if remedy == "" {
-			remedy = "make this true: " + r.Expr
+			remedy = "make this hold: " + brief
 		}
 		return refuse(looked, remedy, "%s", reason)
 	}, nil
@@ -185,13 +196,15 @@ func explain(err error) string {
 	return strings.Join(lines, "; ")
 }
 
-func (l *language) eval(program cel.Program, f facts) (bool, error) {
+// eval shows an expression the facts that it uses, and no others: there may be
+// many findings.
+func (l *language) eval(program cel.Program, f facts, used []variable) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), maxTime)
 	defer cancel()
-	input := make(map[string]any, len(l.vars))
+	input := make(map[string]any, len(used))
 	v := reflect.ValueOf(f)
-	for _, name := range l.vars {
-		input[name.name] = toCEL(v.FieldByIndex(name.path))
+	for _, u := range used {
+		input[u.name] = toCEL(v.FieldByIndex(u.path))
 	}
 	out, _, err := program.ContextEval(ctx, input)
 	switch {

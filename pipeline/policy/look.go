@@ -92,18 +92,32 @@ func chain(e ast.Expr) ([]string, bool) {
 	return nil, false
 }
 
-// look reads the facts at those paths, shortened to what people would read.
+// look reads the facts at those paths, shortened to what people would read:
+// lists share what single values leave of the room.
 func (l *language) look(f facts, paths []factPath) looked {
 	out := looked{}
 	left := mostShown
+	lists := map[string]reflect.Value{}
 	for _, p := range paths {
 		v, ok := lookup(reflect.ValueOf(f), p.fields)
-		if !ok {
-			continue
+		switch {
+		case !ok:
+		case v.Kind() == reflect.Slice:
+			lists[p.name] = v
+		default:
+			b, err := json.Marshal(v.Interface())
+			if err != nil || len(b) > mostShown/4 {
+				out[p.name] = fmt.Sprintf("too large to be shown (%d bytes)", len(b))
+				continue
+			}
+			out[p.name] = json.RawMessage(b)
+			left -= len(b)
 		}
-		shown, size := show(v, left)
+	}
+	for i, name := range sortedKeys(lists) {
+		shown, size := showList(lists[name], left/(len(lists)-i))
+		out[name] = shown
 		left -= size
-		out[p.name] = shown
 	}
 	return out
 }
@@ -128,28 +142,16 @@ func lookup(v reflect.Value, fields []string) (reflect.Value, bool) {
 	return v, true
 }
 
-// show is a value in its JSON form if it fits in so many bytes; of a list, as
-// much of it as fits.
-func show(v reflect.Value, most int) (any, int) {
-	b, err := json.Marshal(v.Interface())
-	if err != nil {
-		return "cannot be shown", 20
-	}
-	if len(b) <= most {
-		return json.RawMessage(b), len(b)
-	}
-	if v.Kind() != reflect.Slice {
-		return fmt.Sprintf("too large to be shown (%d bytes)", len(b)), 40
-	}
-	list := []any{}
-	size := 40
+// showList is as much of a list as fits into so many bytes of JSON.
+func showList(v reflect.Value, most int) (list []any, size int) {
+	list = []any{}
 	for i := range v.Len() {
 		b, err := json.Marshal(v.Index(i).Interface())
 		if err != nil || size+len(b) > most {
-			break
+			return append(list, fmt.Sprintf("and %d more", v.Len()-i)), size
 		}
 		list = append(list, json.RawMessage(b))
 		size += len(b) + 1
 	}
-	return append(list, fmt.Sprintf("and %d more", v.Len()-len(list))), size
+	return list, size
 }

@@ -16,6 +16,7 @@ const (
 	EntryDeliveryAccepted   = "delivery.accepted"
 	EntryDeliveryRefused    = "delivery.refused"
 	EntryRunStarted         = "run.started"
+	EntryRunDecided         = "run.decided"
 	EntryRunEnded           = "run.ended"
 	EntryImageRecorded      = "image.recorded"
 	EntryEvidenceMade       = "evidence.made" // signatures and attestations, as verified
@@ -40,6 +41,7 @@ const (
 	EntryDatabaseSeen       = "database.seen"          // a new vulnerability database
 	EntryFindingsChanged    = "image.findings-changed" // by re-matching
 	EntryRetentionApplied   = "retention.applied"
+	EntryAdopted            = "log.adopted" // rows from before there was a log
 )
 
 // Entry is one leaf of the evidence log: a state change that matters, written
@@ -123,4 +125,23 @@ type LogEntry struct {
 	Index int64 `json:"index"`
 	// Leaf is the entry's canonical form, byte by byte.
 	Leaf []byte `json:"leaf"`
+}
+
+// MaxLeaf is the longest that a leaf can be, in bytes: a bundle of entries
+// (C2SP tlog-tiles) has two bytes for its length.
+const MaxLeaf = 1<<16 - 1
+
+// RowCheck is a database row that is not what the log says of it.
+type RowCheck struct {
+	Table string `json:"table"`
+	Key   string `json:"key"`
+	// Entry is the index of the entry that says what the row must be; -1 when
+	// there is none, or when it has no place in the log yet.
+	Entry int64 `json:"entry"`
+	// Want is what the entry says, Have what the row is; Have is empty when the
+	// row is gone, Want when no entry describes it.
+	Want Digest `json:"want,omitempty"`
+	Have Digest `json:"have,omitempty"`
+	// Problem says it in words.
+	Problem string `json:"problem"`
 }

@@ -51,7 +51,7 @@ func (b *byteSize) UnmarshalJSON(raw []byte) error {
 }
 
 func parseSize(s string) (byteSize, error) {
-	number := strings.TrimRight(s, "BKMGTiabcdefghijklmnopqrstuvwxyz ")
+	number := strings.TrimRight(s, "KMGTabcdefghijklmnopqrstuvwxyzB ")
 	unit := strings.TrimSpace(s[len(number):])
 	factor, ok := map[string]float64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
 		"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}[unit]

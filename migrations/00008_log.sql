@@ -16,6 +16,7 @@ CREATE TABLE log_entries (
     written_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX log_entries_pending ON log_entries (id) WHERE index IS NULL;
+CREATE INDEX log_entries_by_project ON log_entries (project, index);
 CREATE INDEX log_entries_by_subject ON log_entries (subject, id) WHERE subject <> '';
 CREATE INDEX log_entries_by_image ON log_entries (image, id) WHERE image <> '';
 

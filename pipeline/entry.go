@@ -145,3 +145,35 @@ type RowCheck struct {
 	// Problem says it in words.
 	Problem string `json:"problem"`
 }
+
+// EntryQuery asks for entries that have their place in the log.
+type EntryQuery struct {
+	// Projects narrows to entries of these; nil does not. Entries that belong to
+	// no project are then left out.
+	Projects []string
+	// Kind, Subject and Image narrow when they are not empty.
+	Kind    string
+	Subject string
+	Image   Digest
+	// Before asks for entries with a smaller index, the greatest first; 0 starts
+	// from the newest. With Ascending it asks for the index From and greater ones,
+	// the smallest first.
+	Before    int64
+	Ascending bool
+	From      int64
+	// Limit is from 1 to 1000.
+	Limit int
+}
+
+// Inclusion is the proof that a leaf is in the log.
+type Inclusion struct {
+	Index int64 `json:"index"`
+	// Leaf is the entry's canonical form, byte by byte.
+	Leaf []byte `json:"leaf"`
+	// Size of the tree that the proof is for.
+	Size int64 `json:"size"`
+	// Proof is the audit path of RFC 6962, section 2.1.1: the leaf's sibling first.
+	Proof [][]byte `json:"proof"`
+	// Checkpoint is the signed checkpoint of that size; empty if none was signed.
+	Checkpoint string `json:"checkpoint,omitempty"`
+}

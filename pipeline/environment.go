@@ -49,9 +49,27 @@ func (e Environment) EntryGate(action string) Gate {
 		if len(e.Rollback.Rules) > 0 {
 			rules = slices.Clone(e.Rollback.Rules)
 		}
-		return Gate{Rules: rules, Approvals: e.Rollback.Approvals, BreakGlass: e.BreakGlass}
+		return Gate{Rules: rules, Approvals: e.Rollback.Approvals, BreakGlass: e.BreakGlass.within(rules)}
 	}
 	return Gate{Rules: rules, After: e.After, Soak: e.Soak, Approvals: e.Approvals, Freezes: e.Freezes, BreakGlass: e.BreakGlass}
+}
+
+// within leaves out what the rules do not have: there is nothing to override.
+func (b *BreakGlassRule) within(rules []Rule) *BreakGlassRule {
+	if b == nil {
+		return nil
+	}
+	known := []string{"freeze", "soak", "approvals"}
+	for _, r := range rules {
+		known = append(known, r.Use, r.Name)
+	}
+	out := &BreakGlassRule{Roles: b.Roles}
+	for _, o := range b.Overrides {
+		if slices.Contains(known, o) {
+			out.Overrides = append(out.Overrides, o)
+		}
+	}
+	return out
 }
 
 // BuildGate is what stands before an image's signature.

@@ -664,3 +664,21 @@ func TestDiffFollowsThePushes(t *testing.T) {
 		t.Errorf("the way back takes %+v, %v", e.Diff.CommitsTaken, err)
 	}
 }
+
+// TestRollbackGateOfItsOwn: what an emergency may override in the environment
+// need not be a rule of its rollbacks.
+func TestRollbackGateOfItsOwn(t *testing.T) {
+	e := guarded()
+	e.Rules = []pipeline.Rule{{Name: "released", Expr: "image.versions.size() > 0", Reason: "no version", Remedy: "tag it"}}
+	e.BreakGlass = &pipeline.BreakGlassRule{Roles: []string{"admin"}, Overrides: []string{"released", "soak"}}
+	e.Rollback = &pipeline.RollbackGate{Rules: []pipeline.Rule{{Use: "scanned"}}}
+	judge := setup(t).p.Judge
+	for _, action := range []string{pipeline.ActionPromote, pipeline.ActionRollback} {
+		if err := judge.Check(e.EntryGate(action)); err != nil {
+			t.Errorf("gate to %s: %v", action, err)
+		}
+	}
+	if g := e.EntryGate(pipeline.ActionRollback); !slices.Equal(g.BreakGlass.Overrides, []string{"soak"}) || len(g.After) > 0 {
+		t.Errorf("the gate of a rollback is %+v", g)
+	}
+}

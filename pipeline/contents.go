@@ -57,3 +57,19 @@ type RegistryProbe struct {
 	// probe manifest that could not be removed.
 	Notes []string `json:"notes,omitempty"`
 }
+
+// Manifest is an image manifest or an index, byte by byte.
+type Manifest struct {
+	Digest    Digest
+	MediaType string
+	Body      []byte
+}
+
+// Closure is what a repository holds of an image: its manifests and those that
+// are attached to them, in the order of their digests. Blobs are not in it.
+type Closure struct {
+	Image     Image
+	Manifests []Manifest
+	// Tags under which cosign keeps what belongs to a digest, and what they name.
+	Tags map[string]Digest
+}

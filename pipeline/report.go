@@ -76,6 +76,20 @@ type PlatformReport struct {
 	Hygiene *Hygiene `json:"hygiene,omitempty"`
 	// SBOM is a CycloneDX document in JSON.
 	SBOM json.RawMessage `json:"sbom"`
+	// Analysis is what the scanner needs to match this image again; empty when it
+	// keeps none. It survives in the outcome of the scan, and no answer shows it.
+	Analysis Analysis `json:"analysis,omitzero"`
+}
+
+// Analysis is what a scanner learnt of one platform's image, kept so that it can
+// be matched with another vulnerability database without the image.
+type Analysis struct {
+	// Data is the scanner's own. One that it does not understand (any more) has
+	// the image scanned again.
+	Data []byte `json:"data,omitempty"`
+	// Keys are hashes of what of a database can matter to the image, eight bytes
+	// each: see Changes.
+	Keys []byte `json:"keys,omitempty"`
 }
 
 // Root reports whether the image's process starts as root.

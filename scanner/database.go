@@ -195,6 +195,10 @@ func (d *database) update(ctx context.Context) error {
 			return err
 		}
 	}
+	// Before the database is in force: scans go on meanwhile with the one before.
+	if err := d.keepIndex(c); err != nil {
+		d.cfg.Log.WarnContext(ctx, "what this vulnerability database changes cannot be told; everything will be matched again", "error", err)
+	}
 	d.handle.Lock()
 	defer d.handle.Unlock()
 	// One that is too old does not replace one that is not.

@@ -10,14 +10,11 @@ import (
 	"slices"
 	"time"
 
-	dbtypes "github.com/aquasecurity/trivy-db/pkg/types"
 	"github.com/aquasecurity/trivy/pkg/cache"
 	"github.com/aquasecurity/trivy/pkg/fanal/analyzer"
 	"github.com/aquasecurity/trivy/pkg/fanal/artifact"
 	artimage "github.com/aquasecurity/trivy/pkg/fanal/artifact/image"
-	ftypes "github.com/aquasecurity/trivy/pkg/fanal/types"
 	"github.com/aquasecurity/trivy/pkg/scan"
-	"github.com/aquasecurity/trivy/pkg/types"
 
 	"github.com/dray-project/dray/pipeline"
 )
@@ -115,13 +112,16 @@ func (s *Scanner) match(ctx context.Context, in inspection) (_ pipeline.Platform
 	// A database file that is cut off under our feet faults when it is read.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer recovered(&err, s.cfg.Log)
-	report, err := scan.NewService(s.trivy, inspected{in.ref}).ScanArtifact(ctx, types.ScanOptions{
-		PkgTypes:         types.PkgTypes,
-		PkgRelationships: ftypes.Relationships,
-		Scanners:         types.Scanners{types.SBOMScanner, types.VulnerabilityScanner},
-		// The source's own rating, else the national database's, else any.
-		VulnSeveritySources: []dbtypes.SourceID{"auto"},
-	})
+	d, err := detail(ctx, s.applier, in)
+	if err != nil {
+		return pipeline.PlatformReport{}, err
+	}
+	// Before it is matched: Trivy's matching may change what it is given.
+	kept, err := analyse(d)
+	if err != nil {
+		return pipeline.PlatformReport{}, err
+	}
+	report, err := scan.NewService(s.matcher.of(d), inspected{in.ref}).ScanArtifact(ctx, matching())
 	if err != nil {
 		return pipeline.PlatformReport{}, err
 	}
@@ -133,7 +133,7 @@ func (s *Scanner) match(ctx context.Context, in inspection) (_ pipeline.Platform
 	out := platformReport(report)
 	out.Platform, out.Digest, out.SBOM = in.platform.Platform, in.platform.Digest, sbom
 	out.User = in.ref.ImageMetadata.ConfigFile.Config.User
-	out.Hygiene = in.hygiene
+	out.Hygiene, out.Analysis = in.hygiene, kept
 	return out, nil
 }
 

@@ -18,7 +18,7 @@ import (
 // platformReport says in Dray's words what Trivy found, in a fixed order and
 // each thing once.
 func platformReport(r types.Report) pipeline.PlatformReport {
-	out := pipeline.PlatformReport{Packages: []pipeline.Package{}, Findings: []pipeline.Finding{}}
+	out := pipeline.PlatformReport{Packages: []pipeline.Package{}, Findings: findings(r.Results)}
 	if os := r.Metadata.OS; os != nil {
 		out.OS = strings.TrimSpace(string(os.Family) + " " + os.Name)
 	}
@@ -34,6 +34,20 @@ func platformReport(r types.Report) pipeline.PlatformReport {
 				Layer:    p.Layer.DiffID,
 			})
 		}
+	}
+	slices.SortStableFunc(out.Packages, func(a, b pipeline.Package) int {
+		return cmp.Or(cmp.Compare(a.Type, b.Type), samePackage(a, b), cmp.Compare(a.Layer, b.Layer))
+	})
+	out.Packages = slices.CompactFunc(out.Packages, func(a, b pipeline.Package) bool {
+		return a.Type == b.Type && samePackage(a, b) == 0
+	})
+	return out
+}
+
+// findings are in a fixed order, and each of them is there once.
+func findings(results types.Results) []pipeline.Finding {
+	out := []pipeline.Finding{}
+	for _, result := range results {
 		for _, v := range result.Vulnerabilities {
 			// Trivy's names are these four; what it does not know stays unknown.
 			//lint:ignore SA1019 it is the severity that Trivy chose among the sources; VendorSeverity would have us choose again
@@ -41,7 +55,7 @@ func platformReport(r types.Report) pipeline.PlatformReport {
 			if err != nil {
 				severity = pipeline.SeverityUnknown
 			}
-			out.Findings = append(out.Findings, pipeline.Finding{
+			out = append(out, pipeline.Finding{
 				ID:       v.VulnerabilityID,
 				Severity: severity,
 				Package:  v.PkgName,
@@ -54,19 +68,12 @@ func platformReport(r types.Report) pipeline.PlatformReport {
 			})
 		}
 	}
-	slices.SortStableFunc(out.Packages, func(a, b pipeline.Package) int {
-		return cmp.Or(cmp.Compare(a.Type, b.Type), samePackage(a, b), cmp.Compare(a.Layer, b.Layer))
+	slices.SortStableFunc(out, func(a, b pipeline.Finding) int {
+		return cmp.Or(cmp.Compare(b.Severity, a.Severity), sameFinding(a, b), cmp.Compare(a.FixedIn, b.FixedIn))
 	})
-	out.Packages = slices.CompactFunc(out.Packages, func(a, b pipeline.Package) bool {
-		return a.Type == b.Type && samePackage(a, b) == 0
-	})
-	slices.SortStableFunc(out.Findings, func(a, b pipeline.Finding) int {
-		return cmp.Or(cmp.Compare(b.Severity, a.Severity), sameFinding(a, b))
-	})
-	out.Findings = slices.CompactFunc(out.Findings, func(a, b pipeline.Finding) bool {
+	return slices.CompactFunc(out, func(a, b pipeline.Finding) bool {
 		return sameFinding(a, b) == 0
 	})
-	return out
 }
 
 func samePackage(a, b pipeline.Package) int {

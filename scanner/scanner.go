@@ -18,7 +18,6 @@ import (
 	"github.com/aquasecurity/trivy/pkg/fanal/applier"
 	trivylog "github.com/aquasecurity/trivy/pkg/log"
 	"github.com/aquasecurity/trivy/pkg/scan/langpkg"
-	"github.com/aquasecurity/trivy/pkg/scan/local"
 	"github.com/aquasecurity/trivy/pkg/scan/ospkg"
 	"github.com/aquasecurity/trivy/pkg/vulnerability"
 	xos "github.com/aquasecurity/trivy/pkg/x/os"
@@ -49,7 +48,9 @@ type Scanner struct {
 	inspectors chan *inspector
 	// slots are taken by layers that are being read.
 	slots chan struct{}
-	trivy local.Service
+	// applier puts the layers of an image together.
+	applier applier.Applier
+	matcher matcher
 }
 
 var _ pipeline.Scanner = (*Scanner)(nil)
@@ -105,8 +106,8 @@ func New(_ context.Context, c Config) (_ *Scanner, err error) {
 		contents:   kept,
 		inspectors: inspectors,
 		slots:      make(chan struct{}, c.Parallel),
-		trivy: local.NewService(applier.NewApplier(layers), ospkg.NewScanner(), langpkg.NewScanner(),
-			vulnerability.NewClient(trivydb.Config{})),
+		applier:    applier.NewApplier(layers),
+		matcher:    matcher{ospkg.NewScanner(), langpkg.NewScanner(), vulnerability.NewClient(trivydb.Config{})},
 	}, nil
 }
 

@@ -15,7 +15,10 @@ var errNotCompiled = errors.New("this program was compiled without its scanner: 
 // Scanner is empty in this build: see New.
 type Scanner struct{}
 
-var _ pipeline.Scanner = (*Scanner)(nil)
+var (
+	_ pipeline.Scanner   = (*Scanner)(nil)
+	_ pipeline.Rematcher = (*Scanner)(nil)
+)
 
 // New checks the configuration and then says what to set, because the library
 // behind this package only compiles with GOEXPERIMENT=jsonv2.
@@ -34,6 +37,16 @@ func (*Scanner) Scan(context.Context, pipeline.Image, []pipeline.PlatformImage) 
 // Database returns an error: see New.
 func (*Scanner) Database(context.Context) (pipeline.VulnerabilityDatabase, error) {
 	return pipeline.VulnerabilityDatabase{}, pipeline.Permanent(errNotCompiled)
+}
+
+// Rematch returns an error: see New.
+func (*Scanner) Rematch(context.Context, []pipeline.Analysis) (pipeline.VulnerabilityDatabase, []pipeline.Rematched, error) {
+	return pipeline.VulnerabilityDatabase{}, nil, pipeline.Permanent(errNotCompiled)
+}
+
+// Changes returns an error: see New.
+func (*Scanner) Changes(context.Context, pipeline.Digest) (pipeline.VulnerabilityDatabase, pipeline.Changes, error) {
+	return pipeline.VulnerabilityDatabase{}, pipeline.Changes{}, pipeline.Permanent(errNotCompiled)
 }
 
 // Close does nothing.

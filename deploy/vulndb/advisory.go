@@ -21,8 +21,8 @@ import (
 type Advisory struct {
 	// ID is the vulnerability's: "CVE-2024-45337".
 	ID string `json:"id"`
-	// Ecosystem is "go", "npm", "pip", "maven", "rubygems", "cargo", or a Debian
-	// release such as "debian 12".
+	// Ecosystem is "go", "npm", "pip", "maven", "rubygems", "cargo", or a release of
+	// a distribution: "debian 12", "alpine 3.20".
 	Ecosystem string `json:"ecosystem"`
 	// Package as the ecosystem names it; of a distribution, the source package.
 	Package string `json:"package"`
@@ -62,11 +62,14 @@ func (a Advisory) bucket() (bucket, error) {
 			ID: "debian", Name: "Debian Security Tracker", URL: "https://security-tracker.debian.org/tracker/",
 		}}, nil
 	}
+	if release, ok := strings.CutPrefix(a.Ecosystem, "alpine "); ok && release != "" {
+		return bucket{a.Ecosystem, types.DataSource{ID: "alpine", Name: "Alpine Secdb", URL: "https://secdb.alpinelinux.org/"}}, nil
+	}
 	github, ok := map[string]string{
 		"go": "Go", "npm": "npm", "pip": "pip", "maven": "Maven", "rubygems": "RubyGems", "cargo": "Rust",
 	}[a.Ecosystem]
 	if !ok {
-		return bucket{}, fmt.Errorf("ecosystem %q: want go, npm, pip, maven, rubygems, cargo or \"debian <release>\"", a.Ecosystem)
+		return bucket{}, fmt.Errorf("ecosystem %q: want go, npm, pip, maven, rubygems, cargo, \"debian <release>\" or \"alpine <release>\"", a.Ecosystem)
 	}
 	name := "GitHub Security Advisory " + github
 	return bucket{a.Ecosystem + "::" + name, types.DataSource{
@@ -74,7 +77,9 @@ func (a Advisory) bucket() (bucket, error) {
 	}}, nil
 }
 
-func (a Advisory) distribution() bool { return strings.HasPrefix(a.Ecosystem, "debian ") }
+func (a Advisory) distribution() bool {
+	return strings.HasPrefix(a.Ecosystem, "debian ") || strings.HasPrefix(a.Ecosystem, "alpine ")
+}
 
 func (a Advisory) severity() (types.Severity, error) {
 	s, err := types.NewSeverity(strings.ToUpper(a.Severity))

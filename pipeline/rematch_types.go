@@ -63,6 +63,9 @@ func (c Changes) Touch(keys []byte) bool {
 // RematchID names a pass of re-matching: "rmt_" and 20 characters.
 type RematchID string
 
+// NewRematchID makes the id of a new pass.
+func NewRematchID(now time.Time) RematchID { return RematchID("rmt_" + newID(now)) }
+
 // RematchPass is one pass over all recorded images with one vulnerability
 // database. A pass that was interrupted goes on as the same one.
 type RematchPass struct {

@@ -31,6 +31,8 @@ type World struct {
 	User string
 	// Hygiene of every image.
 	Hygiene pipeline.Hygiene
+	// Untouched are commits of images that no new vulnerability database concerns.
+	Untouched []string
 
 	mu           sync.Mutex
 	manifests    map[pipeline.Image]bool
@@ -38,6 +40,10 @@ type World struct {
 	signatures   map[pipeline.Image][]pipeline.Signature
 	attestations map[pipeline.Image][]attested
 	builds       int
+	// database that is in force; empty is the first one.
+	database string
+	// analysed are the commits of images of which the scanner keeps an analysis.
+	analysed map[string]bool
 	// trusted is what the next copy believes to be complete already.
 	trusted pipeline.Image
 }
@@ -54,7 +60,7 @@ func NewWorld(t testing.TB) *World {
 		t: t, Store: NewMemory(f), Faults: f, Findings: map[string][]pipeline.Finding{}, User: "65532",
 		manifests: map[pipeline.Image]bool{}, tags: map[string]map[string]pipeline.Digest{},
 		signatures:   map[pipeline.Image][]pipeline.Signature{},
-		attestations: map[pipeline.Image][]attested{},
+		attestations: map[pipeline.Image][]attested{}, analysed: map[string]bool{},
 	}
 }
 
@@ -127,6 +133,7 @@ func (w worldBuilder) Build(_ context.Context, p pipeline.Project, s pipeline.So
 		for _, pl := range s.Plan.Platforms {
 			d := DigestOf("manifest", s.Commit, pl)
 			w.manifests[pipeline.Image{Repository: p.Repository, Digest: d}] = true
+			w.analysed[s.Commit] = true
 			r.Platforms = append(r.Platforms, pipeline.PlatformImage{Platform: pl, Digest: d, Size: 500, MediaType: "application/vnd.oci.image.manifest.v1+json"})
 			out.Step(pipeline.Step{ID: string(pl), Platform: pl, Name: "build"})
 		}
@@ -143,7 +150,7 @@ func (w worldScanner) Scan(_ context.Context, img pipeline.Image, platforms []pi
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		r = pipeline.Report{ScannedAt: time.Unix(1_700_000_100, 0).UTC(), Scanner: "memory",
-			Database: pipeline.VulnerabilityDatabase{Reference: "memory", Digest: DigestOf("db"), UpdatedAt: time.Unix(1_700_000_000, 0).UTC()}}
+			Database: w.db()}
 		for _, p := range platforms {
 			at := pipeline.Image{Repository: img.Repository, Digest: p.Digest}
 			if !w.manifests[at] {
@@ -152,7 +159,7 @@ func (w worldScanner) Scan(_ context.Context, img pipeline.Image, platforms []pi
 			hygiene := w.Hygiene
 			pr := pipeline.PlatformReport{Platform: p.Platform, Digest: p.Digest, User: w.User,
 				Packages: []pipeline.Package{{Name: "example.com/lib", Version: "v1.0.0", Type: "gobinary", PURL: "pkg:golang/example.com/lib@v1.0.0"}},
-				Hygiene:  &hygiene, SBOM: json.RawMessage(fmt.Sprintf(`{"bomFormat":"CycloneDX","serialNumber":%q}`, p.Digest))}
+				Hygiene:  &hygiene, Analysis: w.analysisOf(p.Digest, p.Platform), SBOM: json.RawMessage(fmt.Sprintf(`{"bomFormat":"CycloneDX","serialNumber":%q}`, p.Digest))}
 			for commit, findings := range w.Findings {
 				if p.Digest == DigestOf("manifest", commit, p.Platform) {
 					pr.Findings = findings

@@ -1,8 +1,11 @@
 package pipeline
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 )
@@ -89,26 +92,121 @@ func provenance(builderID string, b Built) (json.RawMessage, error) {
 
 func sourceURI(cloneURL string) string { return "git+" + strings.TrimPrefix(cloneURL, "git+") }
 
+// Provenance is what a statement of BuildType says of a build.
+type Provenance struct {
+	Builder string `json:"builder"` // the builder.id
+	Source  string `json:"source"`  // "git+https://…"
+	Ref     string `json:"ref"`
+	Commit  string `json:"commit"`
+	// Run that did the building.
+	Run        RunID      `json:"run"`
+	Platforms  []Platform `json:"platforms"`
+	StartedOn  time.Time  `json:"startedOn"`
+	FinishedOn time.Time  `json:"finishedOn"`
+}
+
+// ReadProvenance reads an in-toto statement whose signature and subject were
+// checked. Its build type is BuildType, its parameters are those that this build
+// type has and no others, and its first dependency is the source's commit; what
+// is not so is an error. Whether it is the right builder and source is for the
+// caller to say.
+func ReadProvenance(statement json.RawMessage) (Provenance, error) {
+	p, err := readProvenance(statement)
+	if err != nil {
+		return Provenance{}, err
+	}
+	d, source := p.BuildDefinition, p.BuildDefinition.ExternalParameters.Source
+	return Provenance{
+		Builder: p.RunDetails.Builder.ID, Source: source.URI, Ref: source.Ref, Commit: d.ResolvedDependencies[0].Digest["gitCommit"],
+		Run: RunID(p.RunDetails.Metadata.InvocationID), Platforms: d.ExternalParameters.Platforms,
+		StartedOn: p.RunDetails.Metadata.StartedOn, FinishedOn: p.RunDetails.Metadata.FinishedOn,
+	}, nil
+}
+
+func readProvenance(statement json.RawMessage) (slsaProvenance, error) {
+	var p slsaProvenance
+	// A name that is there twice could be read in two ways.
+	twice := &strictChecker{}
+	if _, err := twice.read(json.NewDecoder(bytes.NewReader(statement)), "", 0); err != nil {
+		return p, fmt.Errorf("provenance does not parse: %w", err)
+	}
+	if len(twice.problems) > 0 {
+		return p, fmt.Errorf("provenance: %s", twice.problems[0])
+	}
+	var s struct {
+		PredicateType string `json:"predicateType"`
+		Predicate     struct {
+			BuildDefinition struct {
+				BuildType            string          `json:"buildType"`
+				ExternalParameters   json.RawMessage `json:"externalParameters"`
+				InternalParameters   json.RawMessage `json:"internalParameters"`
+				ResolvedDependencies []resource      `json:"resolvedDependencies"`
+			} `json:"buildDefinition"`
+			RunDetails json.RawMessage `json:"runDetails"`
+		} `json:"predicate"`
+	}
+	if err := json.Unmarshal(statement, &s); err != nil {
+		return p, fmt.Errorf("provenance does not parse: %w", err)
+	}
+	def, d := s.Predicate.BuildDefinition, &p.BuildDefinition
+	if s.PredicateType != PredicateProvenance {
+		return p, fmt.Errorf("predicate type is %.200q, want %q", s.PredicateType, PredicateProvenance)
+	}
+	if def.BuildType != BuildType {
+		return p, fmt.Errorf("build type is %.200q, want %q", def.BuildType, BuildType)
+	}
+	d.BuildType, d.ResolvedDependencies = def.BuildType, def.ResolvedDependencies
+	if err := exactly(def.ExternalParameters, &d.ExternalParameters); err != nil {
+		return p, fmt.Errorf("external parameters are not those of the build type: %w", err)
+	}
+	if err := exactly(def.InternalParameters, &d.InternalParameters); err != nil {
+		return p, fmt.Errorf("internal parameters are not those of the build type: %w", err)
+	}
+	if err := json.Unmarshal(s.Predicate.RunDetails, &p.RunDetails); err != nil {
+		return p, fmt.Errorf("run details do not parse: %w", err)
+	}
+	source := d.ExternalParameters.Source
+	if len(d.ResolvedDependencies) == 0 || d.ResolvedDependencies[0].URI != source.URI+"@"+source.Ref || d.ResolvedDependencies[0].Digest["gitCommit"] == "" {
+		return p, fmt.Errorf("the first resolved dependency is not the commit of %.200q", source.URI)
+	}
+	return p, nil
+}
+
+// exactly reads an object that has what T has and nothing else. A verifier that
+// passed over a parameter would pass over what whoever pushed could do with it.
+func exactly[T any](raw json.RawMessage, into *T) error {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
+	again, err := json.Marshal(into)
+	if err != nil {
+		return err
+	}
+	var was, is any
+	if err := errors.Join(json.Unmarshal(raw, &was), json.Unmarshal(again, &is)); err != nil {
+		return err
+	}
+	// The decoder takes names in any case, and leaves out what is missing.
+	if !reflect.DeepEqual(was, is) {
+		return errors.New("some are missing, empty or named differently")
+	}
+	return nil
+}
+
 // checkProvenance reports whether an in-toto statement is the provenance of a
 // build by this builder from this source. The signature and the subject were
 // checked by whoever read it.
 func checkProvenance(statement json.RawMessage, builderID, cloneURL string) error {
-	var s struct {
-		PredicateType string         `json:"predicateType"`
-		Predicate     slsaProvenance `json:"predicate"`
-	}
-	if err := json.Unmarshal(statement, &s); err != nil {
-		return fmt.Errorf("provenance does not parse: %w", err)
-	}
-	switch def, builder := s.Predicate.BuildDefinition, s.Predicate.RunDetails.Builder.ID; {
-	case s.PredicateType != PredicateProvenance:
-		return fmt.Errorf("predicate type is %q, want %q", s.PredicateType, PredicateProvenance)
-	case builder != builderID:
-		return fmt.Errorf("built by %q, want %q", builder, builderID)
-	case def.BuildType != BuildType:
-		return fmt.Errorf("build type is %q, want %q", def.BuildType, BuildType)
-	case def.ExternalParameters.Source.URI != sourceURI(cloneURL):
-		return fmt.Errorf("built from %q, want %q", def.ExternalParameters.Source.URI, sourceURI(cloneURL))
+	p, err := ReadProvenance(statement)
+	switch {
+	case err != nil:
+		return err
+	case p.Builder != builderID:
+		return fmt.Errorf("built by %.200q, want %q", p.Builder, builderID)
+	case p.Source != sourceURI(cloneURL):
+		return fmt.Errorf("built from %.200q, want %q", p.Source, sourceURI(cloneURL))
 	}
 	return nil
 }

@@ -34,3 +34,6 @@ func NewVEXID(now time.Time) string { return "vex_" + newID(now) }
 
 // NewDriftID makes a new drift's id.
 func NewDriftID(now time.Time) string { return "dft_" + newID(now) }
+
+// NewRetentionID makes a new retention run's id.
+func NewRetentionID(now time.Time) string { return "ret_" + newID(now) }

@@ -28,6 +28,8 @@ type Project struct {
 	TrustedVEXKeys []string `json:"trustedVEXKeys,omitempty"`
 	// CacheRepository holds the build cache; empty means Repository.
 	CacheRepository string `json:"cacheRepository,omitempty"`
+	// Retention says what need not be kept for ever; nil: everything is kept.
+	Retention *Retention `json:"retention,omitempty"`
 	// Version of these settings, set by the store.
 	Version int `json:"-"`
 }

@@ -41,6 +41,7 @@ type ProjectFile struct {
 	Rules          []Rule        `json:"rules,omitempty"`
 	Environments   []Environment `json:"environments"`
 	TrustedVEXKeys []string      `json:"trustedVEXKeys,omitempty"`
+	Retention      *Retention    `json:"retention,omitempty"`
 }
 
 // FieldProblem is one thing that is wrong with a file.
@@ -113,7 +114,7 @@ func ParseProjectFile(raw []byte) (ProjectFile, error) {
 // ApplyTo returns the project with what the file sets, repositories expanded.
 func (f ProjectFile) ApplyTo(p Project) Project {
 	p.Name, p.Platforms, p.Latest = f.Name, f.Platforms, f.Latest
-	p.Gate, p.Rules, p.TrustedVEXKeys = f.Gate, f.Rules, f.TrustedVEXKeys
+	p.Gate, p.Rules, p.TrustedVEXKeys, p.Retention = f.Gate, f.Rules, f.TrustedVEXKeys, f.Retention
 	p.Environments = slices.Clone(f.Environments)
 	p.Expand()
 	return p
@@ -128,7 +129,8 @@ func ProjectFileOf(p Project) ProjectFile {
 		}
 	}
 	return ProjectFile{APIVersion: ProjectFileVersion, Kind: ProjectFileKind, Name: p.Name, Platforms: notNil(p.Platforms), Latest: p.Latest,
-		Gate: p.Gate, Rules: p.Rules, Environments: notNil(p.Environments), TrustedVEXKeys: p.TrustedVEXKeys}
+		Gate: p.Gate, Rules: p.Rules, Environments: notNil(p.Environments), TrustedVEXKeys: p.TrustedVEXKeys,
+		Retention: p.Retention}
 }
 
 // check looks at what a type cannot say.
@@ -162,6 +164,7 @@ func (f ProjectFile) check() (problems []FieldProblem) {
 		}
 	}
 	checkRules("rules", f.Rules, bad)
+	f.Retention.check("retention", bad)
 	for i, e := range f.Environments {
 		e.check(fmt.Sprintf("environments[%d].", i), bad)
 	}

@@ -27,6 +27,7 @@ func TestParseProjectFile(t *testing.T) {
 	}
 	// What is read and written again is the same, by way of the project too.
 	f.Environments[1].BreakGlass = &BreakGlassRule{Roles: []string{}, Overrides: []string{}}
+	f.Retention = &Retention{Auto: true, Images: &ImageRetention{Keep: 3, KeepTagged: KeepAll}, Tags: &TagRetention{SHA: &AgeRetention{For: Duration(90 * 24 * time.Hour)}}}
 	p := f.ApplyTo(Project{Source: "acme/hello-go", Repository: "dev.example/hello-go"})
 	if p.Source != "acme/hello-go" || p.Repository != "dev.example/hello-go" {
 		t.Errorf("what the file does not set was changed: %+v", p)
@@ -93,6 +94,11 @@ func TestProjectFileRefusals(t *testing.T) {
 		"freeze":               {environment(`,"freezes":[{"name":"x","start":"2026-01-01T00:00"}]`), "environments[0].freezes[0].for", "required"},
 		"break glass":          {environment(`,"breakGlass":{"roles":["admin"],"overrides":[]}`), "environments[0].breakGlass", "want both"},
 		"rollback rule":        {environment(`,"rollback":{"rules":[{}]}`), "environments[0].rollback.rules[0]", "either use"},
+		"retention":            {`{` + head + `,"retention":{"images":{"keepTagged":"all"}}}`, "retention.images", "want keep, for or both"},
+		"retention too short":  {`{` + head + `,"retention":{"logs":{"for":"1h"}}}`, "retention.logs.for", "at least 1d"},
+		"retention of tags":    {`{` + head + `,"retention":{"tags":{"semver":{"for":"9d"}}}}`, "retention.tags.semver", "not known"},
+		"retention keepTagged": {`{` + head + `,"retention":{"images":{"keep":1,"keepTagged":"some"}}}`, "retention.images.keepTagged", "want releases or all"},
+		"retention promoted":   {`{` + head + `,"retention":{"promoted":{"for":"90d"}}}`, "retention.promoted", "no images"},
 		"key":                  {`{` + head + `,"trustedVEXKeys":["ssh-ed25519 AAAA"]}`, "trustedVEXKeys[0]", "PEM"},
 		"broken key":           {`{` + head + `,"trustedVEXKeys":["-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"]}`, "trustedVEXKeys[0]", "asn1"},
 		"deep":                 {`{"gate":` + strings.Repeat(`{"a":`, 40) + `1` + strings.Repeat(`}`, 41), "", "nested more than"},

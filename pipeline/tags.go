@@ -13,9 +13,12 @@ import (
 // ShaTagLength is how many digits of the commit stand in its tag.
 const ShaTagLength = 12
 
+// shaTagPrefix begins the tags that name a commit.
+const shaTagPrefix = "sha-"
+
 // ShaTag is the tag that says which commit an image was built from.
 func ShaTag(commit string) string {
-	return "sha-" + commit[:min(len(commit), ShaTagLength)]
+	return shaTagPrefix + commit[:min(len(commit), ShaTagLength)]
 }
 
 // VersionOfRef returns the semantic version that a tag ref releases: "1.2.3"

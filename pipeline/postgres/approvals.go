@@ -35,15 +35,28 @@ func (s *Store) Approve(ctx context.Context, a pipeline.Approval) (p pipeline.Pr
 		for _, r := range a.Roles {
 			roles = append(roles, clean(r))
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO approvals (promotion, author, roles, plan, comment, rejected) VALUES ($1, $2, $3, $4, $5, $6)`,
-			string(a.Promotion), clean(a.By), roles, string(a.Plan), clean(a.Comment), a.Rejected)
+		var seq int64
+		err := tx.QueryRow(ctx, `
+			INSERT INTO approvals (promotion, author, roles, plan, comment, rejected) VALUES ($1, $2, $3, $4, $5, $6) RETURNING seq`,
+			string(a.Promotion), clean(a.By), roles, string(a.Plan), clean(a.Comment), a.Rejected).Scan(&seq)
+		if err != nil {
+			return err
+		}
+		kind := pipeline.EntryPromotionApproved
+		if a.Rejected {
+			kind = pipeline.EntryPromotionRejected
+		}
+		said := data{"environment": now.Environment, "plan": a.Plan, "comment": short(a.Comment)}
+		listed(said, "roles", roles)
+		err = s.entry(ctx, tx, pipeline.Entry{Kind: kind, Project: now.Project, Actor: a.By, Subject: string(a.Promotion),
+			Image: now.Image.Digest, Data: said.json()}, row("approvals", seq))
 		if err != nil {
 			return err
 		}
 		if !a.Rejected {
 			return s.wake(ctx, tx, j)
 		}
-		return s.endJob(ctx, tx, l, j, pipeline.Ending{State: pipeline.StateRefused, Reason: because("rejected", a.By, a.Comment)})
+		return s.endJob(ctx, tx, l, j, a.By, pipeline.Ending{State: pipeline.StateRefused, Reason: because("rejected", a.By, a.Comment)})
 	})
 }
 
@@ -85,7 +98,7 @@ func (s *Store) CancelPromotion(ctx context.Context, id pipeline.PromotionID, by
 		case now.Decision != nil && !now.Decision.Waiting:
 			return fmt.Errorf("its gate has answered already: %w", pipeline.ErrConflict)
 		}
-		return s.endJob(ctx, tx, l, j, pipeline.Ending{State: pipeline.StateCancelled, Reason: because("cancelled", by, reason)})
+		return s.endJob(ctx, tx, l, j, by, pipeline.Ending{State: pipeline.StateCancelled, Reason: because("cancelled", by, reason)})
 	})
 }
 

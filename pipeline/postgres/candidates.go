@@ -14,6 +14,7 @@ import (
 // candidate is a recorded image that a request may mean.
 type candidate struct {
 	image      int64
+	digest     pipeline.Digest
 	project    string
 	repository string
 	run        string
@@ -33,6 +34,7 @@ func findCandidate(ctx context.Context, tx pgx.Tx, project string, image pipelin
 		return c, err
 	}
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c candidate, err error) {
+		c.digest = image.Digest
 		return c, row.Scan(&c.image, &c.project, &c.repository, &c.run, &c.passed, &c.decision)
 	})
 	if err != nil {

@@ -40,37 +40,38 @@ func getJudged(ctx context.Context, q querier, d *pipeline.PromotionDetail) erro
 }
 
 // insertDecision keeps a decision unless there is one.
-func insertDecision(ctx context.Context, tx pgx.Tx, id pipeline.JobID, d pipeline.Decision, s pipeline.Sealed) error {
+func insertDecision(ctx context.Context, tx pgx.Tx, id pipeline.JobID, d pipeline.Decision, s pipeline.Sealed) (fresh bool, err error) {
 	return writeDecision(ctx, tx, id, pipeline.Judged{Decision: d, Summary: s}, `DO NOTHING`)
 }
 
 // upsertJudged makes a decision the newest.
 func upsertJudged(ctx context.Context, tx pgx.Tx, id pipeline.JobID, j pipeline.Judged) error {
-	return writeDecision(ctx, tx, id, j, `
+	_, err := writeDecision(ctx, tx, id, j, `
 		DO UPDATE SET passed = excluded.passed, decision = excluded.decision, evaluated_at = excluded.evaluated_at,
 			diff = excluded.diff, summary = excluded.summary`)
+	return err
 }
 
-func writeDecision(ctx context.Context, tx pgx.Tx, id pipeline.JobID, j pipeline.Judged, conflict string) error {
+func writeDecision(ctx context.Context, tx pgx.Tx, id pipeline.JobID, j pipeline.Judged, conflict string) (written bool, err error) {
 	doc, err := document(j.Decision)
 	if err != nil {
-		return wrap(err, "decision")
+		return false, wrap(err, "decision")
 	}
 	var diff, summary []byte
 	if j.Diff.To.Digest != "" {
 		if diff, err = document(j.Diff); err != nil {
-			return wrap(err, "difference")
+			return false, wrap(err, "difference")
 		}
 	}
 	if len(j.Summary.Envelope) > 0 {
 		if summary, err = document(j.Summary); err != nil {
-			return wrap(err, "summary of the decision")
+			return false, wrap(err, "summary of the decision")
 		}
 	}
-	_, err = tx.Exec(ctx, `
+	tag, err := tx.Exec(ctx, `
 		INSERT INTO decisions (job, passed, decision, evaluated_at, diff, summary) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (job) `+conflict, string(id), j.Decision.Passed, doc, j.Decision.EvaluatedAt, diff, summary)
-	return wrap(err, "write the decision")
+	return tag.RowsAffected() > 0, wrap(err, "write the decision")
 }
 
 // RecordDecision implements pipeline.Store.
@@ -79,7 +80,7 @@ func (s *Store) RecordDecision(ctx context.Context, c pipeline.Claim, j pipeline
 	if err != nil {
 		return wrap(err, "record the decision on %s", c.Job)
 	}
-	return s.claimedInLane(ctx, c, "record the decision", func(tx pgx.Tx, l *lane, _ job) error {
+	return s.claimedInLane(ctx, c, "record the decision", func(tx pgx.Tx, l *lane, job job) error {
 		if err := onlyPromotions(l, c.Job); err != nil {
 			return err
 		}
@@ -89,6 +90,9 @@ func (s *Store) RecordDecision(ctx context.Context, c pipeline.Claim, j pipeline
 			}
 		}
 		if err := upsertJudged(ctx, tx, c.Job, j); err != nil {
+			return err
+		}
+		if err := s.decidedEntries(ctx, tx, job, j, row("decisions", c.Job), row("stages", c.Job, c.Stage, c.Attempt)); err != nil {
 			return err
 		}
 		return succeed(ctx, tx, c, outcome)

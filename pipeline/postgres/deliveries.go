@@ -36,23 +36,30 @@ func (s *Store) Accept(ctx context.Context, d pipeline.Delivery) (a pipeline.Acc
 		if d.Event.Kind != pipeline.EventPush || d.Event.Deleted {
 			a = pipeline.Accepted{Note: nothingToBuild(d.Event)}
 		}
-		fresh, err := insertDelivery(ctx, tx, d, event, a)
-		if err != nil || !fresh {
-			if err == nil {
-				a, err = firstDelivery(ctx, tx, d)
-			}
+		seq, err := insertDelivery(ctx, tx, d, event, a)
+		if errors.Is(err, pgx.ErrNoRows) {
+			a, err = firstDelivery(ctx, tx, d)
+			return err
+		}
+		if err != nil {
 			return err
 		}
 		if a.Run == "" {
-			return nil
+			return s.acceptedEntry(ctx, tx, d, seq, a, "")
 		}
 		known, err := s.insertRun(ctx, tx, d, event, a.Run)
-		if err != nil || known == "" {
+		if err != nil {
 			return err
 		}
+		if known == "" {
+			return s.acceptedEntry(ctx, tx, d, seq, a, a.Run)
+		}
 		a = pipeline.Accepted{Duplicate: true, Note: "the same event arrived before and started run " + string(known)}
-		_, err = tx.Exec(ctx, `UPDATE deliveries SET run = $3, note = $4 WHERE forge = $1 AND delivery_id = $2`, d.Forge, d.ID, known, a.Note)
+		_, err = tx.Exec(ctx, `UPDATE deliveries SET run = $2, note = $3 WHERE seq = $1`, seq, string(known), a.Note)
 		if err != nil {
+			return err
+		}
+		if err := s.acceptedEntry(ctx, tx, d, seq, a, known); err != nil {
 			return err
 		}
 		return answerWith(ctx, tx, &a, known)
@@ -70,19 +77,19 @@ func nothingToBuild(e pipeline.Event) string {
 	return fmt.Sprintf("%s: nothing to build", e.Kind)
 }
 
-// insertDelivery reports whether the delivery is a new one. If another
-// transaction is inserting the same, it waits to see how that ends.
-func insertDelivery(ctx context.Context, tx pgx.Tx, d pipeline.Delivery, event []byte, a pipeline.Accepted) (fresh bool, err error) {
+// insertDelivery returns pgx.ErrNoRows if the delivery is not a new one. If
+// another transaction is inserting the same, it waits to see how that ends.
+func insertDelivery(ctx context.Context, tx pgx.Tx, d pipeline.Delivery, event []byte, a pipeline.Accepted) (seq int64, err error) {
 	received := d.ReceivedAt
 	if received.IsZero() {
 		received = time.Now()
 	}
-	tag, err := tx.Exec(ctx, `
+	err = tx.QueryRow(ctx, `
 		INSERT INTO deliveries (forge, delivery_id, project, event, body_digest, run, note, received_at)
 		SELECT $1, $2, name, $4, $5, nullif($6, ''), $7, $8 FROM projects WHERE name = $3 AND active
-		ON CONFLICT (forge, delivery_id) DO NOTHING`,
-		d.Forge, clean(d.ID), d.Project, event, string(d.BodyDigest), string(a.Run), clean(a.Note), received)
-	return tag.RowsAffected() == 1, err
+		ON CONFLICT (forge, delivery_id) DO NOTHING RETURNING seq`,
+		d.Forge, clean(d.ID), d.Project, event, string(d.BodyDigest), string(a.Run), clean(a.Note), received).Scan(&seq)
+	return seq, err
 }
 
 // firstDelivery answers for a delivery that was not inserted.
@@ -129,5 +136,8 @@ func (s *Store) insertRun(ctx context.Context, tx pgx.Tx, d pipeline.Delivery, e
 		err = tx.QueryRow(ctx, `SELECT id FROM runs WHERE event_key = $1`, key[:]).Scan((*string)(&known))
 		return known, err
 	}
-	return "", s.insertJob(ctx, tx, id.Job(), kindRun, d.Project)
+	if err := s.insertJob(ctx, tx, id.Job(), kindRun, d.Project); err != nil {
+		return "", err
+	}
+	return "", s.startedEntry(ctx, tx, pipeline.Run{ID: id, Project: d.Project, Event: d.Event}, actorDray)
 }

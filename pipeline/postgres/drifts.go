@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -27,20 +28,30 @@ func (s *Store) RecordDrift(ctx context.Context, at pipeline.Placed, found []pip
 		for i, d := range found {
 			keys[i] = clean(d.Kind + "\n" + d.Subject)
 		}
-		_, err := tx.Exec(ctx, `
+		rows, err := tx.Query(ctx, `
 			UPDATE drifts d SET resolved_at = clock_timestamp()
 			WHERE d.project = $1 AND d.environment = $2 AND d.repaired_at IS NULL AND d.resolved_at IS NULL
 			  AND CASE WHEN d.repository = $3 AND d.digest = $4 THEN d.kind || E'\n' || d.subject <> ALL($5)
 			      ELSE NOT EXISTS (
 				SELECT FROM promotions p JOIN lanes l ON l.project = p.project AND l.environment = p.environment
 				JOIN placements pl ON pl.promotion = p.id JOIN images i ON i.id = p.image
-				WHERE p.project = d.project AND p.environment = d.environment AND i.digest = d.digest AND pl.repository = d.repository AND `+inPlace+`) END`,
+				WHERE p.project = d.project AND p.environment = d.environment AND i.digest = d.digest AND pl.repository = d.repository AND `+inPlace+`) END
+			RETURNING `+driftColumns,
 			at.Project, at.Environment, at.Image.Repository, string(at.Image.Digest), keys)
 		if err != nil {
 			return wrap(err, "resolve")
 		}
+		resolved, err := pgx.CollectRows(rows, scanDrift)
+		if err != nil {
+			return wrap(err, "resolve")
+		}
+		for _, d := range resolved {
+			if err := s.driftEntry(ctx, tx, pipeline.EntryDriftResolved, d); err != nil {
+				return err
+			}
+		}
 		for _, d := range found {
-			kept, err := recordDrift(ctx, tx, at, d)
+			kept, err := s.recordDrift(ctx, tx, at, d)
 			if err != nil {
 				return wrap(err, "%s of %s", d.Kind, d.Subject)
 			}
@@ -51,34 +62,56 @@ func (s *Store) RecordDrift(ctx context.Context, at pipeline.Placed, found []pip
 	return known, wrap(err, "record the drift of %s in %s of %s", at.Image, at.Environment, at.Project)
 }
 
-func recordDrift(ctx context.Context, tx pgx.Tx, at pipeline.Placed, d pipeline.Drift) (pipeline.Drift, error) {
+// recordDrift brings what is on record as open up to date. What is repaired
+// already is written down as such, and never was open for others to see.
+func (s *Store) recordDrift(ctx context.Context, tx pgx.Tx, at pipeline.Placed, d pipeline.Drift) (pipeline.Drift, error) {
 	now := time.Now()
 	detected := d.DetectedAt
 	if detected.IsZero() {
 		detected = now
 	}
-	args := []any{pipeline.NewDriftID(now), at.Project, at.Environment, at.Image.Repository, string(at.Image.Digest), d.Kind, clean(d.Subject),
-		clean(d.Detail), detected, d.RepairedAt, clean(d.Repair), clean(d.Blocked)}
-	// What is on record as open is brought up to date; what is repaired already
-	// is written down as such, and never was open for others to see.
-	rows, err := tx.Query(ctx, `
-		WITH known AS (
-			UPDATE drifts SET detail = $8, repaired_at = $10, repair = $11, blocked = $12
-			WHERE project = $2 AND environment = $3 AND repository = $4 AND digest = $5 AND kind = $6 AND subject = $7
-			  AND repaired_at IS NULL AND resolved_at IS NULL
-			RETURNING `+driftColumns+`
-		), fresh AS (
-			INSERT INTO drifts (id, project, environment, repository, digest, kind, subject, detail, detected_at, repaired_at, repair, blocked)
-			SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9::timestamptz, $10::timestamptz, $11, $12 WHERE NOT EXISTS (SELECT FROM known)
+	place := []any{at.Project, at.Environment, at.Image.Repository, string(at.Image.Digest), d.Kind, clean(d.Subject)}
+	known, err := oneDrift(ctx, tx, `
+		SELECT `+driftColumns+` FROM drifts
+		WHERE project = $1 AND environment = $2 AND repository = $3 AND digest = $4 AND kind = $5 AND subject = $6
+		  AND repaired_at IS NULL AND resolved_at IS NULL FOR UPDATE`, place...)
+	switch {
+	case err == nil && d.RepairedAt == nil && known.Detail == clean(d.Detail) && known.Repair == clean(d.Repair) && known.Blocked == clean(d.Blocked):
+		return known, nil // nothing that the log does not say
+	case err == nil:
+		known, err = oneDrift(ctx, tx, `UPDATE drifts SET detail = $2, repaired_at = $3, repair = $4, blocked = $5 WHERE id = $1 RETURNING `+driftColumns,
+			known.ID, clean(d.Detail), d.RepairedAt, clean(d.Repair), clean(d.Blocked))
+	case errors.Is(err, pgx.ErrNoRows):
+		known, err = oneDrift(ctx, tx, `
+			INSERT INTO drifts (project, environment, repository, digest, kind, subject, id, detail, detected_at, repaired_at, repair, blocked)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 			ON CONFLICT (project, environment, repository, digest, kind, subject) WHERE repaired_at IS NULL AND resolved_at IS NULL
 			DO UPDATE SET detail = excluded.detail, blocked = excluded.blocked
-			RETURNING `+driftColumns+`
-		)
-		SELECT * FROM known UNION ALL SELECT * FROM fresh`, args...)
+			RETURNING `+driftColumns,
+			append(place, pipeline.NewDriftID(now), clean(d.Detail), detected, d.RepairedAt, clean(d.Repair), clean(d.Blocked))...)
+	}
+	if err != nil {
+		return pipeline.Drift{}, err
+	}
+	kind := pipeline.EntryDriftFound
+	if known.RepairedAt != nil {
+		kind = pipeline.EntryDriftRepaired
+	}
+	return known, s.driftEntry(ctx, tx, kind, known)
+}
+
+func oneDrift(ctx context.Context, tx pgx.Tx, sql string, args ...any) (pipeline.Drift, error) {
+	rows, err := tx.Query(ctx, sql, args...)
 	if err != nil {
 		return pipeline.Drift{}, err
 	}
 	return pgx.CollectExactlyOneRow(rows, scanDrift)
+}
+
+func (s *Store) driftEntry(ctx context.Context, tx pgx.Tx, kind string, d pipeline.Drift) error {
+	return s.entry(ctx, tx, pipeline.Entry{Kind: kind, Project: d.Project, Actor: actorDray, Subject: d.ID, Image: d.Image.Digest,
+		Data: data{"environment": d.Environment, "repository": d.Image.Repository, "drift": d.Kind, "about": short(d.Subject),
+			"detail": short(d.Detail), "repair": short(d.Repair), "blocked": short(d.Blocked)}.json()}, row("drifts", d.ID))
 }
 
 // Drifts lists drifts, newest first; an empty project means all. all includes

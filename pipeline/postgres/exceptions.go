@@ -67,8 +67,12 @@ func (s *Store) AddException(ctx context.Context, e pipeline.Exception) (out pip
 		if err != nil {
 			return err
 		}
-		out, err = pgx.CollectExactlyOneRow(rows, scanException)
-		return err
+		if out, err = pgx.CollectExactlyOneRow(rows, scanException); err != nil {
+			return err
+		}
+		return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryExceptionAdded, Project: out.Project, Actor: out.Author, Subject: out.ID,
+			Image: out.Image, Data: data{"environment": out.Environment, "finding": out.Finding, "package": short(out.Package),
+				"reason": short(out.Reason), "expiresAt": out.ExpiresAt}.json()}, row("exceptions", out.ID))
 	})
 	return out, err
 }
@@ -105,15 +109,32 @@ func (s *Store) RevokeException(ctx context.Context, project, id, by string) (ou
 	if by == "" {
 		return out, fmt.Errorf("revoke exception %.40q: who takes it back is required: %w", id, pipeline.ErrInvalid)
 	}
-	rows, err := s.pool.Query(ctx, `
-		UPDATE exceptions SET revoked_at = coalesce(revoked_at, clock_timestamp()), revoked_by = coalesce(revoked_by, $3)
-		WHERE project = $1 AND id = $2 RETURNING `+exceptionColumns, project, id, clean(by))
-	if err != nil {
-		return out, wrap(err, "revoke exception %.40q", id)
-	}
-	out, err = pgx.CollectExactlyOneRow(rows, scanException)
+	err = s.tx(ctx, func(tx pgx.Tx) error {
+		fresh, err := revoke(ctx, tx, "exceptions", project, id, by)
+		if err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `SELECT `+exceptionColumns+` FROM exceptions WHERE project = $1 AND id = $2`, project, id)
+		if err != nil {
+			return err
+		}
+		if out, err = pgx.CollectExactlyOneRow(rows, scanException); err != nil || !fresh {
+			return err
+		}
+		return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryExceptionRevoked, Project: project, Actor: by, Subject: id, Image: out.Image,
+			Data: data{"environment": out.Environment, "finding": out.Finding, "package": short(out.Package)}.json()}, row("exceptions", id))
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = pipeline.ErrNotFound
 	}
 	return out, wrap(err, "revoke exception %.40q of %.80q", id, project)
+}
+
+// revoke takes something back; fresh is false if there is no such thing, or if
+// it was taken back before.
+func revoke(ctx context.Context, tx pgx.Tx, table, project, id, by string) (fresh bool, err error) {
+	tag, err := tx.Exec(ctx, `
+		UPDATE `+table+` SET revoked_at = clock_timestamp(), revoked_by = $3
+		WHERE project = $1 AND id = $2 AND revoked_at IS NULL`, project, id, clean(by))
+	return tag.RowsAffected() > 0, err
 }

@@ -35,7 +35,10 @@ func (s *Store) RecordImage(ctx context.Context, c pipeline.Claim, rec pipeline.
 		if err := insertVerified(ctx, tx, c.Job, rec.Verified); err != nil {
 			return err
 		}
-		return insertDecision(ctx, tx, c.Job, rec.Decision, rec.Summary)
+		if _, err := insertDecision(ctx, tx, c.Job, rec.Decision, rec.Summary); err != nil {
+			return err
+		}
+		return s.recordedEntries(ctx, tx, image, rec)
 	})
 }
 
@@ -94,6 +97,9 @@ func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Ima
 		return err
 	}
 	for n, r := range rec.Report.Platforms {
+		if err := keepAnalyses(ctx, tx, []pipeline.Digest{r.Digest}, []pipeline.Analysis{r.Analysis}); err != nil {
+			return err
+		}
 		var hygiene []byte
 		if r.Hygiene != nil {
 			if hygiene, err = document(r.Hygiene); err != nil {

@@ -74,14 +74,14 @@ func (s *Store) End(ctx context.Context, id pipeline.JobID, e pipeline.Ending) e
 		if err := inSession(ctx, j); err != nil {
 			return err
 		}
-		return s.endJob(ctx, tx, l, j, e)
+		return s.endJob(ctx, tx, l, j, actorDray, e)
 	})
 	return wrap(err, "end %s as %s", id, e.State)
 }
 
 // endJob ends a job that is locked, with its lane, and open. An attempt that was
 // under way will never finish: nothing is left looking as if it were.
-func (s *Store) endJob(ctx context.Context, tx pgx.Tx, l *lane, j job, e pipeline.Ending) error {
+func (s *Store) endJob(ctx context.Context, tx pgx.Tx, l *lane, j job, by string, e pipeline.Ending) error {
 	id, reason := j.id, clean(e.Reason)
 	rows, err := tx.Query(ctx, `
 		UPDATE stages SET state = 'failed', reason = $2, finished_at = clock_timestamp()
@@ -99,6 +99,9 @@ func (s *Store) endJob(ctx context.Context, tx pgx.Tx, l *lane, j job, e pipelin
 	_, err = tx.Exec(ctx, `UPDATE jobs SET state = $2, reason = $3, finished_at = clock_timestamp(), wake_at = NULL WHERE id = $1`,
 		string(id), string(e.State), reason)
 	if err != nil {
+		return err
+	}
+	if err := s.endedEntry(ctx, tx, l, j, by, e); err != nil {
 		return err
 	}
 	events = append(events, pipeline.JobEvent{Kind: pipeline.KindState, State: string(e.State), Message: reason})

@@ -98,7 +98,7 @@ func (s *Store) supersede(ctx context.Context, tx pgx.Tx, l *lane, by pipeline.J
 		if j.state != pipeline.StateWaiting {
 			continue
 		}
-		if err := s.endJob(ctx, tx, l, j, overtaken(l.environment, pipeline.PromotionID(by))); err != nil {
+		if err := s.endJob(ctx, tx, l, j, actorDray, overtaken(l.environment, pipeline.PromotionID(by))); err != nil {
 			return err
 		}
 	}

@@ -60,6 +60,9 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	if _, err := r.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 		return fmt.Errorf("migrate the queue's tables: %w", err)
 	}
+	if err := adoptAll(ctx, pool); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
 	return nil
 }
 

@@ -36,17 +36,42 @@ func (s *Store) SyncProjects(ctx context.Context, projects []pipeline.Project) e
 		names := make([]string, 0, len(projects))
 		for _, p := range projects {
 			names = append(names, p.Name)
-			if err := syncProject(ctx, tx, p); err != nil {
+			if err := s.syncProject(ctx, tx, p); err != nil {
 				return wrap(err, "project %s", p.Name)
 			}
 		}
-		_, err := tx.Exec(ctx, `UPDATE projects SET active = name = ANY($1) WHERE active <> (name = ANY($1))`, names)
-		return err
+		return s.activate(ctx, tx, names)
 	})
 	return wrap(err, "sync projects")
 }
 
-func syncProject(ctx context.Context, tx pgx.Tx, p pipeline.Project) error {
+// activate makes these the projects that are in force.
+func (s *Store) activate(ctx context.Context, tx pgx.Tx, names []string) error {
+	rows, err := tx.Query(ctx, `
+		UPDATE projects SET active = name = ANY($1) WHERE active <> (name = ANY($1)) RETURNING name, version, active`, names)
+	if err != nil {
+		return err
+	}
+	type change struct {
+		Name    string
+		Version int
+		Active  bool
+	}
+	changes, err := pgx.CollectRows(rows, pgx.RowToStructByPos[change])
+	if err != nil {
+		return err
+	}
+	for _, c := range changes {
+		err := s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryProjectApplied, Project: c.Name, Actor: settingsFile,
+			Data: data{"version": c.Version, "active": c.Active, "origin": originSettings}.json()}, row("projects", c.Name))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) syncProject(ctx context.Context, tx pgx.Tx, p pipeline.Project) error {
 	var applied bool
 	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM project_versions WHERE project = $1 AND origin = 'api')`, p.Name).Scan(&applied)
 	if err != nil {
@@ -59,7 +84,7 @@ func syncProject(ctx context.Context, tx pgx.Tx, p pipeline.Project) error {
 		}
 		p = owned(now.Project, p)
 	}
-	_, _, err = applyVersion(ctx, tx, p, settingsFile, originSettings)
+	_, _, err = s.applyVersion(ctx, tx, p, settingsFile, originSettings)
 	return err
 }
 
@@ -80,7 +105,7 @@ const (
 
 // applyVersion makes the settings a new version and the one in force, unless
 // they are already. The caller holds what excludes others.
-func applyVersion(ctx context.Context, tx pgx.Tx, p pipeline.Project, by, origin string) (version int, changed bool, err error) {
+func (s *Store) applyVersion(ctx context.Context, tx pgx.Tx, p pipeline.Project, by, origin string) (version int, changed bool, err error) {
 	settings, err := document(p)
 	if err != nil {
 		return 0, false, err
@@ -111,7 +136,11 @@ func applyVersion(ctx context.Context, tx pgx.Tx, p pipeline.Project, by, origin
 	_, err = tx.Exec(ctx, `
 		INSERT INTO project_versions (project, version, digest, settings, applied_by, origin, created_at)
 		VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp())`, p.Name, version, digest, settings, clean(by), origin)
-	return version, true, err
+	if err != nil {
+		return 0, false, err
+	}
+	return version, true, s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryProjectApplied, Project: p.Name, Actor: by,
+		Data: data{"version": version, "digest": digest, "origin": origin}.json()}, row("projects", p.Name), row("project_versions", p.Name, version))
 }
 
 // Project implements pipeline.Store.

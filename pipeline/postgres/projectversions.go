@@ -111,7 +111,7 @@ func (s *Store) ApplyProject(ctx context.Context, c pipeline.ProjectChange) (v p
 			return err
 		}
 		var version int
-		if version, changed, err = applyVersion(ctx, tx, next, c.AppliedBy, originAPI); err != nil {
+		if version, changed, err = s.applyVersion(ctx, tx, next, c.AppliedBy, originAPI); err != nil {
 			return err
 		}
 		if changed && c.Base != 0 && c.Base != now.Version {

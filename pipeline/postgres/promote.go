@@ -137,9 +137,13 @@ func hasEnvironment(ctx context.Context, q querier, name, environment string) er
 }
 
 func (s *Store) insertPromotion(ctx context.Context, tx pgx.Tx, id pipeline.PromotionID, r pipeline.PromotionRequest, c candidate) error {
-	_, err := tx.Exec(ctx, `INSERT INTO lanes (project, environment) VALUES ($1, $2) ON CONFLICT DO NOTHING`, c.project, r.Environment)
+	rows := []rowRef{row("promotions", id), row("jobs", id)}
+	made, err := tx.Exec(ctx, `INSERT INTO lanes (project, environment) VALUES ($1, $2) ON CONFLICT DO NOTHING`, c.project, r.Environment)
 	if err != nil {
 		return err
+	}
+	if made.RowsAffected() > 0 {
+		rows = append(rows, row("lanes", c.project, r.Environment))
 	}
 	roles := []string{}
 	for _, role := range pipeline.RolesIn(r.Grants, c.project) {
@@ -156,7 +160,14 @@ func (s *Store) insertPromotion(ctx context.Context, tx pgx.Tx, id pipeline.Prom
 	if tag.RowsAffected() == 0 {
 		return errKeyTaken
 	}
-	return s.insertJob(ctx, tx, id.Job(), kindPromotion, c.project)
+	if err := s.insertJob(ctx, tx, id.Job(), kindPromotion, c.project); err != nil {
+		return err
+	}
+	asked := data{"environment": r.Environment, "repository": c.repository, "action": cmp.Or(r.Action, pipeline.ActionPromote),
+		"note": short(r.Note), "breakGlass": short(r.BreakGlass)}
+	listed(asked, "roles", roles)
+	return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryPromotionRequested, Project: c.project, Actor: r.RequestedBy,
+		Subject: string(id), Image: c.digest, Data: asked.json()}, rows...)
 }
 
 // sameRequest compares a request with the one that used its key first. What the

@@ -129,21 +129,30 @@ func (s *Store) RecordPlacement(ctx context.Context, c pipeline.Claim, pl pipeli
 	if err != nil {
 		return wrap(err, "record the placement of %s", c.Job)
 	}
-	return s.finished(ctx, c, "record the placement", pl.Copied, func(tx pgx.Tx, _ job) error {
-		tag, err := tx.Exec(ctx, `
+	return s.finished(ctx, c, "record the placement", pl.Copied, func(tx pgx.Tx, j job) error {
+		var environment string
+		err := tx.QueryRow(ctx, `
 			INSERT INTO placements (promotion, image, environment, repository, copied, recorded_at)
 			SELECT p.id, p.image, p.environment, $2, $3, clock_timestamp() FROM promotions p JOIN images i ON i.id = p.image
-			WHERE p.id = $1 AND i.digest = $4`,
-			string(c.Job), pl.Copied.Image.Repository, copied, string(pl.Copied.Image.Digest))
+			WHERE p.id = $1 AND i.digest = $4 RETURNING environment`,
+			string(c.Job), pl.Copied.Image.Repository, copied, string(pl.Copied.Image.Digest)).Scan(&environment)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("%s is not what %s promotes: %w", pl.Copied.Image, c.Job, pipeline.ErrInvalid)
+		}
 		if err != nil {
 			return err
-		}
-		if tag.RowsAffected() == 0 {
-			return fmt.Errorf("%s is not what %s promotes: %w", pl.Copied.Image, c.Job, pipeline.ErrInvalid)
 		}
 		if err := insertVerified(ctx, tx, c.Job, pl.Verified); err != nil {
 			return err
 		}
-		return insertDecision(ctx, tx, c.Job, pl.Decision, pipeline.Sealed{})
+		fresh, err := insertDecision(ctx, tx, c.Job, pl.Decision, pipeline.Sealed{})
+		if err != nil {
+			return err
+		}
+		rows := []rowRef{row("placements", c.Job)}
+		if fresh {
+			rows = append(rows, row("decisions", c.Job))
+		}
+		return s.copiedEntries(ctx, tx, j, environment, pl, rows...)
 	})
 }

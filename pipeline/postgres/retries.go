@@ -81,8 +81,10 @@ func (s *Store) retry(ctx context.Context, tx pgx.Tx, id pipeline.RunID, request
 	if err := s.insertJob(ctx, tx, made.Job(), kindRun, asked.Project); err != nil {
 		return r, false, err
 	}
-	r, err = getRun(ctx, tx, made)
-	return r, true, err
+	if r, err = getRun(ctx, tx, made); err != nil {
+		return r, false, err
+	}
+	return r, true, s.startedEntry(ctx, tx, r, requestedBy)
 }
 
 // newestRun returns the newest run of the event that started first: its last

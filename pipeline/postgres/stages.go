@@ -171,6 +171,11 @@ func (s *Store) finished(ctx context.Context, c pipeline.Claim, what string, out
 				return err
 			}
 		}
+		if c.Stage == pipeline.StageGate {
+			if err := s.judgedEntries(ctx, tx, j, c, doc); err != nil {
+				return err
+			}
+		}
 		return succeed(ctx, tx, c, doc)
 	})
 }

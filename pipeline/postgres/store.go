@@ -37,6 +37,8 @@ type Store struct {
 	river *river.Client[pgx.Tx] // inserts only
 	locks *locker
 	log   *slog.Logger
+	// renditions of the rows that the evidence log describes.
+	renditions renditions
 }
 
 // New checks the configuration. It does not touch the database: see Ready.
@@ -53,7 +55,7 @@ func New(_ context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("postgres: make a queue client: %w", err)
 	}
-	return &Store{pool: c.Pool, river: client, locks: newLocker(c.Pool.Config().ConnConfig), log: c.Log}, nil
+	return &Store{pool: c.Pool, river: client, locks: newLocker(c.Pool.Config().ConnConfig), log: c.Log, renditions: newRenditions()}, nil
 }
 
 // Close frees the locks that are still held and their connections. The pool
@@ -88,11 +90,17 @@ func Connect(ctx context.Context, dsn string, maxConns int32) (*pgxpool.Pool, er
 	return pool, nil
 }
 
-// tx runs fn in one transaction. A deadlock rolls everything back, so fn is
-// then run again.
+// tx runs fn in one transaction, and writes the entries of the log that it asks
+// for. A deadlock rolls everything back, so fn is then run again.
 func (s *Store) tx(ctx context.Context, fn func(pgx.Tx) error) error {
 	for try := 1; ; try++ {
-		err := pgx.BeginFunc(ctx, s.pool, fn)
+		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			j := &journal{Tx: tx, renditions: s.renditions}
+			if err := fn(j); err != nil {
+				return err
+			}
+			return j.flush(ctx)
+		})
 		var pg *pgconn.PgError
 		if try < 4 && errors.As(err, &pg) && (pg.Code == "40P01" || pg.Code == "40001") {
 			continue

@@ -18,6 +18,7 @@ func newStore(t testing.TB, pool *pgxpool.Pool) *postgres.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
+	t.Cleanup(func() { intact(t, s, pool) })
 	return s
 }
 

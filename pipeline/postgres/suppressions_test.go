@@ -63,8 +63,7 @@ func TestExceptions(t *testing.T) {
 	check(t, err)
 	old, err := add(func(e *pipeline.Exception) { e.Finding = "CVE-2" })
 	check(t, err)
-	_, err = pool.Exec(t.Context(), `UPDATE exceptions SET expires_at = now() - CASE id WHEN $1 THEN interval '1 day' ELSE interval '31 days' END WHERE id IN ($1, $2)`, expired.ID, old.ID)
-	check(t, err)
+	meddle(t, pool, `UPDATE exceptions SET expires_at = now() - CASE id WHEN $1 THEN interval '1 day' ELSE interval '31 days' END WHERE id IN ($1, $2)`, expired.ID, old.ID)
 	ids := func(list []pipeline.Exception) (ids []string) {
 		for _, e := range list {
 			ids = append(ids, e.ID)

@@ -19,7 +19,7 @@ func (s *Store) RecordTags(ctx context.Context, c pipeline.Claim, moves []pipeli
 		return wrap(err, "record the tags of %s", c.Job)
 	}
 	return s.claimedInLane(ctx, c, "record the tags", func(tx pgx.Tx, l *lane, j job) error {
-		if err := insertTags(ctx, tx, c.Job, moves); err != nil {
+		if err := s.insertTags(ctx, tx, j, moves); err != nil {
 			return err
 		}
 		if err := succeed(ctx, tx, c, outcome); err != nil {
@@ -28,7 +28,7 @@ func (s *Store) RecordTags(ctx context.Context, c pipeline.Claim, moves []pipeli
 		if err := place(ctx, tx, l, c.Job); err != nil {
 			return err
 		}
-		if err := s.endJob(ctx, tx, l, j, pipeline.Ending{State: pipeline.StateSucceeded}); err != nil {
+		if err := s.endJob(ctx, tx, l, j, actorDray, pipeline.Ending{State: pipeline.StateSucceeded}); err != nil {
 			return err
 		}
 		for _, r := range next {
@@ -69,12 +69,13 @@ func place(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) error {
 	return l.set(ctx, tx)
 }
 
-func insertTags(ctx context.Context, tx pgx.Tx, id pipeline.JobID, moves []pipeline.TagMove) error {
+func (s *Store) insertTags(ctx context.Context, tx pgx.Tx, j job, moves []pipeline.TagMove) error {
+	ids := make([]int64, len(moves))
 	for i, m := range moves {
-		_, err := tx.Exec(ctx, `
+		err := tx.QueryRow(ctx, `
 			INSERT INTO tag_moves (job, position, repository, tag, from_digest, to_digest, moved, held, note)
-			VALUES ($1, $2, $3, $4, nullif($5, ''), $6, $7, $8, $9)`,
-			string(id), i, m.Repository, m.Tag, string(m.From), string(m.To), m.Moved, m.Held, clean(m.Note))
+			VALUES ($1, $2, $3, $4, nullif($5, ''), $6, $7, $8, $9) RETURNING id`,
+			string(j.id), i, m.Repository, m.Tag, string(m.From), string(m.To), m.Moved, m.Held, clean(m.Note)).Scan(&ids[i])
 		if err != nil {
 			return wrap(err, "tag %s:%s", m.Repository, m.Tag)
 		}
@@ -85,16 +86,20 @@ func insertTags(ctx context.Context, tx pgx.Tx, id pipeline.JobID, moves []pipel
 	slices.SortFunc(held, func(a, b pipeline.TagMove) int {
 		return slices.Compare([]string{a.Repository, a.Tag}, []string{b.Repository, b.Tag})
 	})
+	changed := map[[2]string]bool{}
 	for _, m := range held {
-		_, err := tx.Exec(ctx, `
+		tag, err := tx.Exec(ctx, `
 			INSERT INTO tags (repository, tag, digest, job) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (repository, tag) DO UPDATE SET digest = excluded.digest, job = excluded.job, since = excluded.since
-			WHERE tags.digest <> excluded.digest`, m.Repository, m.Tag, string(m.To), string(id))
+			WHERE tags.digest <> excluded.digest`, m.Repository, m.Tag, string(m.To), string(j.id))
 		if err != nil {
 			return wrap(err, "tag %s:%s", m.Repository, m.Tag)
 		}
+		if tag.RowsAffected() > 0 {
+			changed[[2]string{m.Repository, m.Tag}] = true
+		}
 	}
-	return nil
+	return s.tagEntries(ctx, tx, j, moves, ids, changed)
 }
 
 const moveJSON = `json_build_object('repository', m.repository, 'tag', m.tag, 'from', coalesce(m.from_digest, ''),

@@ -52,11 +52,21 @@ func (s *Store) CreateToken(ctx context.Context, name string, grants []pipeline.
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockKey("token", name)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `UPDATE tokens SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL`, clean(name)); err != nil {
+		if err := s.revokeToken(ctx, tx, name, "replaced"); err != nil && !errors.Is(err, pipeline.ErrNotFound) {
 			return err
 		}
-		return tx.QueryRow(ctx, `INSERT INTO tokens (name, hash, grants, expires_at) VALUES ($1, $2, $3, $4) RETURNING name, created_at, expires_at`,
-			clean(name), hash[:], written, expiresAt).Scan(&t.Name, &t.CreatedAt, &t.ExpiresAt)
+		var id int64
+		err := tx.QueryRow(ctx, `INSERT INTO tokens (name, hash, grants, expires_at) VALUES ($1, $2, $3, $4) RETURNING id, name, created_at, expires_at`,
+			clean(name), hash[:], written, expiresAt).Scan(&id, &t.Name, &t.CreatedAt, &t.ExpiresAt)
+		if err != nil {
+			return err
+		}
+		made := data{}
+		if t.ExpiresAt != nil {
+			made["expiresAt"] = t.ExpiresAt.UTC()
+		}
+		listed(made, "grants", written)
+		return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryTokenCreated, Actor: actorDray, Subject: t.Name, Data: made.json()}, row("tokens", id))
 	})
 	if err != nil {
 		return "", pipeline.Token{}, err
@@ -67,11 +77,21 @@ func (s *Store) CreateToken(ctx context.Context, name string, grants []pipeline.
 
 // RevokeToken ends the token of that name at once.
 func (s *Store) RevokeToken(ctx context.Context, name string) error {
-	tag, err := s.pool.Exec(ctx, `UPDATE tokens SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL`, clean(name))
-	if err == nil && tag.RowsAffected() == 0 {
-		err = pipeline.ErrNotFound
-	}
+	err := s.tx(ctx, func(tx pgx.Tx) error { return s.revokeToken(ctx, tx, name, "") })
 	return wrap(err, "revoke token %q", name)
+}
+
+func (s *Store) revokeToken(ctx context.Context, tx pgx.Tx, name, why string) error {
+	var id int64
+	err := tx.QueryRow(ctx, `UPDATE tokens SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL RETURNING id`, clean(name)).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return pipeline.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryTokenRevoked, Actor: actorDray, Subject: name,
+		Data: data{"reason": why}.json()}, row("tokens", id))
 }
 
 // TokenBySecret finds the token with that secret, unless it has expired or was

@@ -59,8 +59,11 @@ func (s *Store) AddVEX(ctx context.Context, d pipeline.VEXDocument) (out pipelin
 		if err != nil {
 			return err
 		}
-		out, err = pgx.CollectExactlyOneRow(rows, scanVEX)
-		return err
+		if out, err = pgx.CollectExactlyOneRow(rows, scanVEX); err != nil {
+			return err
+		}
+		return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryVEXAdded, Project: out.Project, Actor: out.UploadedBy, Subject: out.ID,
+			Data: data{"document": "sha256:" + hexSum(out.Document), "bytes": len(out.Document)}.json()}, row("vex_documents", out.ID))
 	})
 	return out, err
 }
@@ -84,13 +87,21 @@ func (s *Store) RevokeVEX(ctx context.Context, project, id, by string) (out pipe
 	if by == "" {
 		return out, fmt.Errorf("revoke VEX document %.40q: who takes it back is required: %w", id, pipeline.ErrInvalid)
 	}
-	rows, err := s.pool.Query(ctx, `
-		UPDATE vex_documents SET revoked_at = coalesce(revoked_at, clock_timestamp()), revoked_by = coalesce(revoked_by, $3)
-		WHERE project = $1 AND id = $2 RETURNING `+vexColumns, project, id, clean(by))
-	if err != nil {
-		return out, wrap(err, "revoke VEX document %.40q", id)
-	}
-	out, err = pgx.CollectExactlyOneRow(rows, scanVEX)
+	err = s.tx(ctx, func(tx pgx.Tx) error {
+		fresh, err := revoke(ctx, tx, "vex_documents", project, id, by)
+		if err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `SELECT `+vexColumns+` FROM vex_documents WHERE project = $1 AND id = $2`, project, id)
+		if err != nil {
+			return err
+		}
+		if out, err = pgx.CollectExactlyOneRow(rows, scanVEX); err != nil || !fresh {
+			return err
+		}
+		return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryVEXRevoked, Project: project, Actor: by, Subject: id,
+			Data: data{"document": "sha256:" + hexSum(out.Document)}.json()}, row("vex_documents", id))
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = pipeline.ErrNotFound
 	}

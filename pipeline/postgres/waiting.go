@@ -16,7 +16,11 @@ func (s *Store) Wait(ctx context.Context, c pipeline.Claim, w pipeline.Waiting) 
 		if err := onlyPromotions(l, c.Job); err != nil {
 			return err
 		}
-		if err := upsertJudged(ctx, tx, c.Job, pipeline.Judged{Decision: w.Decision, Diff: w.Diff}); err != nil {
+		judged := pipeline.Judged{Decision: w.Decision, Diff: w.Diff}
+		if err := upsertJudged(ctx, tx, c.Job, judged); err != nil {
+			return err
+		}
+		if err := s.decidedEntries(ctx, tx, j, judged, row("decisions", c.Job)); err != nil {
 			return err
 		}
 		reason := clean(w.Decision.Reason())
@@ -34,7 +38,7 @@ func (s *Store) Wait(ctx context.Context, c pipeline.Claim, w pipeline.Waiting) 
 			return err
 		}
 		if past {
-			return s.endJob(ctx, tx, l, j, overtaken(l.environment, w.Behind))
+			return s.endJob(ctx, tx, l, j, actorDray, overtaken(l.environment, w.Behind))
 		}
 		return s.putToSleep(ctx, tx, l, j, w, reason)
 	})

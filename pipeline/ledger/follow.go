@@ -3,7 +3,6 @@ package ledger
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -175,7 +174,7 @@ type tileReader struct {
 	source   Source
 	verified map[tlog.Tile][]byte
 	lowest   []tlog.Tile
-	fetched  map[tlog.Tile][]byte // of the last ReadTiles
+	fetched  map[tlog.Tile][]byte // by the last ReadTiles, if it read them all
 }
 
 // keepLowest is how many tiles of the lowest level are kept.
@@ -187,7 +186,7 @@ func (*tileReader) Height() int { return tileHeight }
 // ReadTiles implements tlog.TileReader.
 func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	data := make([][]byte, len(tiles))
-	r.fetched = map[tlog.Tile][]byte{}
+	fetched := make(map[tlog.Tile][]byte, len(tiles))
 	for i, t := range tiles {
 		b, ok := r.verified[t]
 		if !ok {
@@ -199,8 +198,9 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 				return nil, fmt.Errorf("%s has %d bytes, want %d: %w", TilePath(t), len(b), t.W*tlog.HashSize, pipeline.ErrUnverified)
 			}
 		}
-		data[i], r.fetched[t] = b, b
+		data[i], fetched[t] = b, b
 	}
+	r.fetched = fetched
 	return data, nil
 }
 
@@ -241,15 +241,11 @@ func (r *treeReader) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 		return out, nil
 	case r.tiles.ctx.Err() != nil:
 		return nil, context.Cause(r.tiles.ctx)
-	case errors.Is(err, pipeline.ErrUnverified), !r.whole():
+	case r.tiles.fetched == nil:
 		return nil, err // a tile could not be read
 	}
 	return nil, fmt.Errorf("%s: %w", r.blame(), pipeline.ErrUnverified)
 }
-
-// whole reports whether the last tiles were all read, so that an error is about
-// what is in them.
-func (r *treeReader) whole() bool { return len(r.tiles.fetched) > 0 }
 
 // blame compares each tile that was fetched with the one above it.
 func (r *treeReader) blame() string {

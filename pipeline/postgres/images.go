@@ -93,6 +93,9 @@ func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Ima
 	if err != nil {
 		return wrap(err, "packages")
 	}
+	if err := insertOrigins(ctx, tx, rec, ids); err != nil {
+		return err
+	}
 	if _, err := tx.Exec(ctx, `DELETE FROM image_packages WHERE image = $1`, image); err != nil {
 		return err
 	}

@@ -1,0 +1,175 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// AuditFindings says which images have a known vulnerability, by their newest
+// record: newest records first.
+func (s *Store) AuditFindings(ctx context.Context, q pipeline.FindingAuditQuery) (out []pipeline.FindingAudit, err error) {
+	defer func() { err = wrap(err, "images with finding %.80q", q.Finding) }()
+	if err := q.Check(); err != nil {
+		return nil, err
+	}
+	if q.Finding == "" {
+		return nil, fmt.Errorf("the id of a finding is required: %w", pipeline.ErrInvalid)
+	}
+	if strings.HasPrefix(strings.ToUpper(q.Finding), "CVE-") {
+		q.Finding = strings.ToUpper(q.Finding)
+	}
+	err = s.read(ctx, func(tx pgx.Tx) error {
+		found, err := findingPage(ctx, tx, q)
+		if err != nil {
+			return err
+		}
+		out, err = tellFindings(ctx, tx, found)
+		return err
+	})
+	return notNil(out), err
+}
+
+// foundIn is a finding with the number of its image.
+type foundIn struct {
+	pipeline.FindingAudit
+	image int64
+}
+
+func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) ([]foundIn, error) {
+	w := where{}
+	id := w.arg(clean(q.Finding))
+	w.conds = append(w.conds, "left(f.id, 100) = left("+id+", 100)", "f.id = "+id, "f.gone_at IS NULL")
+	w.addIf(q.Package != "", "f.package = %s", clean(q.Package))
+	inScope(&w, q.AuditScope)
+	if q.Page.After != "" {
+		var run, pkg, version, fixed string
+		if err := fromCursor(q.Page.After, &run, &pkg, &version, &fixed); err != nil {
+			return nil, err
+		}
+		r := w.arg(run)
+		w.add("f.run <= "+r+" AND (f.run < "+r+" OR (f.package, f.version, f.fixed_in) > (%s, %s, %s))", pkg, version, fixed)
+	}
+	rows, err := tx.Query(ctx, `
+		WITH page AS (
+			SELECT f.run, f.package, f.version, f.fixed_in, max(f.severity) AS severity, max(f.title) AS title, max(f.url) AS url, max(f.purl) AS purl,
+			       max(f.path) AS path, array_agg(DISTINCT f.report ORDER BY f.report) AS reports, min(i.id) AS image
+			FROM findings f JOIN images i ON i.newest = f.run`+w.sql()+`
+			GROUP BY f.run, f.package, f.version, f.fixed_in
+			ORDER BY f.run DESC, f.package, f.version, f.fixed_in
+			LIMIT `+w.arg(q.Page.Limit)+`
+		)
+		SELECT p.image, i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, r.scanned_at,
+		       p.severity, p.package, p.version, p.fixed_in, p.title, p.url, p.purl, p.path,
+		       (SELECT array_agg(DISTINCT t.platform ORDER BY t.platform) FROM reports t WHERE t.run = p.run AND t.position = ANY(p.reports)),
+		       o.run, o.commit_sha, o.digest, o.at
+		FROM page p JOIN images i ON i.id = p.image JOIN image_records r ON r.run = p.run
+		LEFT JOIN LATERAL (
+			SELECT o.* FROM packages k JOIN package_firsts o ON o.package = k.id AND o.project = i.project
+			WHERE left(k.name, 200) = left(p.package, 200) AND left(k.version, 200) = left(p.version, 200) AND k.name = p.package AND k.version = p.version
+			ORDER BY o.at, o.run LIMIT 1) o ON true
+		ORDER BY p.run DESC, p.package, p.version, p.fixed_in`, append([]any{fresh}, w.args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (a foundIn, err error) {
+		var platforms []string
+		var run, commit, digest *string
+		var at *time.Time
+		f := &a.Finding
+		err = row.Scan(&a.image, &a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt, &a.ScannedAt,
+			(*int)(&f.Severity), &f.Package, &f.Version, &f.FixedIn, &f.Title, &f.URL, &f.PURL, &f.Path, &platforms, &run, &commit, &digest, &at)
+		for _, p := range platforms {
+			a.Platforms = append(a.Platforms, pipeline.Platform(p))
+		}
+		f.ID = q.Finding
+		a.RecordedAt, a.ScannedAt, a.First = a.RecordedAt.UTC(), a.ScannedAt.UTC(), origin(run, commit, digest, at)
+		a.FindingAudit.ID = cursor(a.Run, f.Package, f.Version, f.FixedIn)
+		return a, err
+	})
+}
+
+// tellFindings adds where the images were promoted, and what speaks for the finding.
+func tellFindings(ctx context.Context, tx pgx.Tx, found []foundIn) ([]pipeline.FindingAudit, error) {
+	if len(found) == 0 {
+		return nil, nil
+	}
+	var images []int64
+	var projects []string
+	for _, f := range found {
+		if !slices.Contains(projects, f.Project) {
+			projects = append(projects, f.Project)
+		}
+		if len(images) == 0 || images[len(images)-1] != f.image {
+			images = append(images, f.image)
+		}
+	}
+	places, err := stays(ctx, tx, images)
+	if err != nil {
+		return nil, err
+	}
+	w := where{}
+	w.add("project = ANY(%s) AND lower(finding) = lower(%s) AND revoked_at IS NULL AND expires_at > clock_timestamp()", projects, found[0].Finding.ID)
+	accepted, err := exceptions(ctx, tx, w, 0)
+	if err != nil {
+		return nil, wrap(err, "exceptions")
+	}
+	judged, err := vexOf(ctx, tx, images)
+	if err != nil {
+		return nil, wrap(err, "VEX statements")
+	}
+	out := make([]pipeline.FindingAudit, len(found))
+	for i, f := range found {
+		a := f.FindingAudit
+		a.Places, a.Suppressed = notNil(places[f.image]), []pipeline.FindingSuppression{}
+		for _, v := range judged[f.image] {
+			if v.ID == a.Finding.ID && v.Package == a.Finding.Package && v.Version == a.Finding.Version {
+				a.Suppressed = append(a.Suppressed, pipeline.FindingSuppression{Suppression: *v.Suppression})
+			}
+		}
+		for _, e := range accepted {
+			if e.Project == a.Project && e.Covers(a.Finding, e.Environment, a.Image.Digest) {
+				a.Suppressed = append(a.Suppressed, pipeline.FindingSuppression{Environment: e.Environment, Suppression: pipeline.Suppression{
+					By: "exception", ID: e.ID, Author: e.Author, Reason: e.Reason, ExpiresAt: &e.ExpiresAt}})
+			}
+		}
+		out[i] = a
+	}
+	return out, nil
+}
+
+// vexOf collects what VEX documents, which nobody took back since, were found to
+// say of an image's findings whenever a gate looked at it.
+func vexOf(ctx context.Context, q querier, images []int64) (map[int64][]pipeline.FindingFact, error) {
+	rows, err := q.Query(ctx, `
+		SELECT DISTINCT ON (j.image, s.fact #>> '{suppression,id}', s.fact ->> 'id', s.fact ->> 'package', s.fact ->> 'version') j.image, s.fact
+		FROM (SELECT i.id AS image, i.newest AS job FROM images i WHERE i.id = ANY($1)
+		      UNION ALL SELECT p.image, p.id FROM promotions p WHERE p.image = ANY($1)) j
+		JOIN decisions d ON d.job = j.job
+		CROSS JOIN LATERAL jsonb_array_elements(
+			CASE WHEN json_typeof(d.decision -> 'suppressed') = 'array' THEN (d.decision -> 'suppressed')::jsonb ELSE '[]' END) AS s (fact)
+		JOIN vex_documents v ON v.id = s.fact #>> '{suppression,id}' AND v.revoked_at IS NULL
+		WHERE s.fact #>> '{suppression,by}' = 'vex'`, images)
+	if err != nil {
+		return nil, err
+	}
+	out := map[int64][]pipeline.FindingFact{}
+	var image int64
+	var raw json.RawMessage
+	_, err = pgx.ForEachRow(rows, []any{&image, &raw}, func() error {
+		var f pipeline.FindingFact
+		if err := json.Unmarshal(raw, &f); err != nil || f.Suppression == nil {
+			return err
+		}
+		out[image] = append(out[image], f)
+		return nil
+	})
+	return out, err
+}

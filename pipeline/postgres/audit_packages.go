@@ -1,0 +1,335 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/versions"
+)
+
+// fewPackages is how many package versions are asked for their images one by one.
+const fewPackages = 2000
+
+// AuditPackages says which images contain packages, by their newest record:
+// newest images first. It looks at packages first, of which there are few, then
+// finds the page by an index, and then joins that page with the rest.
+func (s *Store) AuditPackages(ctx context.Context, q pipeline.PackageAuditQuery) (out []pipeline.PackageAudit, err error) {
+	defer func() {
+		err = wrap(err, "images with package %.80q", strings.Join([]string{q.Name, q.PURL, q.License}, " "))
+	}()
+	if err := q.Check(); err != nil {
+		return nil, err
+	}
+	after := pair{}
+	if q.Page.After != "" {
+		if n, err := fmt.Sscanf(q.Page.After, "%d-%d", &after.image, &after.pkg); err != nil || n != 2 {
+			return nil, fmt.Errorf("%.80q is not the id of an item: %w", q.Page.After, pipeline.ErrInvalid)
+		}
+	}
+	out = []pipeline.PackageAudit{}
+	err = s.read(ctx, func(tx pgx.Tx) error {
+		ids, uncomparable, err := candidates(ctx, tx, q)
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		pairs, err := packagePairs(ctx, tx, q.AuditScope, ids, after)
+		if err != nil || len(pairs) == 0 {
+			return err
+		}
+		out, err = packageAudits(ctx, tx, pairs, uncomparable)
+		return err
+	})
+	return out, err
+}
+
+// pair is a package in an image.
+type pair struct{ image, pkg int64 }
+
+// candidates finds the package versions that are asked about, whatever image has
+// them. Those that cannot be compared with the range are among them: an answer
+// that leaves them out would say that nobody has them.
+func candidates(ctx context.Context, q querier, query pipeline.PackageAuditQuery) (ids []int64, uncomparable map[int64]bool, err error) {
+	if query.Name == "" && query.PURL == "" && query.License == "" {
+		return nil, nil, fmt.Errorf("a name, a purl or a licence is required: %w", pipeline.ErrInvalid)
+	}
+	w := where{}
+	if query.Name != "" {
+		name := w.arg(clean(query.Name))
+		w.conds = append(w.conds, "left(p.name, 200) = left("+name+", 200)", "p.name = "+name)
+	}
+	if query.Version != "" {
+		version := w.arg(clean(query.Version))
+		w.conds = append(w.conds, "left(p.version, 200) = left("+version+", 200)", "p.version = "+version)
+	}
+	var wanted packageURL
+	if query.PURL != "" {
+		if wanted, err = parsePackageURL(query.PURL); err != nil {
+			return nil, nil, err
+		}
+		w.add("p.purl <> '' AND left(split_part(split_part(split_part(p.purl, '@', 1), '?', 1), '#', 1), 200) = left(%s, 200)", wanted.base)
+	}
+	// A licence has few terms and many packages: from there only if nothing else narrows.
+	w.addIf(query.License != "", "EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(%s), 100) AND l.package = p.id)", strings.TrimSpace(clean(query.License)))
+	var among versions.Range
+	if query.Range != "" {
+		if among, err = versions.Parse(query.Range); err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", err, pipeline.ErrInvalid)
+		}
+	}
+	rows, err := q.Query(ctx, `SELECT p.id, p.type, p.version, p.purl FROM packages p`+w.sql(), append([]any{fresh}, w.args...)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	uncomparable = map[int64]bool{}
+	var id int64
+	var typ, version, purl string
+	_, err = pgx.ForEachRow(rows, []any{&id, &typ, &version, &purl}, func() error {
+		if query.PURL != "" && !wanted.covers(purl) {
+			return nil
+		}
+		if query.Range != "" {
+			holds, err := among.Holds(versions.Of(purl, typ), version)
+			if err != nil {
+				uncomparable[id] = true
+			} else if !holds {
+				return nil
+			}
+		}
+		ids = append(ids, id)
+		return nil
+	})
+	slices.Sort(ids)
+	return ids, uncomparable, err
+}
+
+// packageURL is a package URL in the parts that matter here.
+type packageURL struct {
+	base       string // without version, qualifiers and subpath
+	version    string // decoded; empty: any
+	qualifiers url.Values
+}
+
+// parsePackageURL reads one as people write it: the scheme and the type in any
+// case, an @ in front of an npm scope as it is.
+func parsePackageURL(s string) (p packageURL, err error) {
+	s = clean(s)
+	rest, ok := strings.CutPrefix(s, "pkg:")
+	rest, _, _ = strings.Cut(rest, "#")
+	rest, qualifiers, _ := strings.Cut(rest, "?")
+	rest = strings.TrimLeft(rest, "/")
+	typ, path, slash := strings.Cut(rest, "/")
+	if !ok || !slash || typ == "" || path == "" {
+		return p, fmt.Errorf("purl %.80q: want pkg:type/namespace/name@version: %w", s, pipeline.ErrInvalid)
+	}
+	if i := strings.LastIndex(path, "@"); i > strings.LastIndex(path, "/")+1 || i > 0 && !strings.Contains(path[i:], "/") {
+		if p.version, err = url.PathUnescape(path[i+1:]); err != nil {
+			return p, fmt.Errorf("purl %.80q: the version is not percent-encoded: %w", s, pipeline.ErrInvalid)
+		}
+		path = path[:i]
+	}
+	if p.qualifiers, err = url.ParseQuery(qualifiers); err != nil {
+		return p, fmt.Errorf("purl %.80q: the qualifiers cannot be read: %w", s, pipeline.ErrInvalid)
+	}
+	p.base = "pkg:" + strings.ToLower(typ) + "/" + strings.ReplaceAll(path, "@", "%40")
+	return p, nil
+}
+
+// covers reports whether a recorded package URL is one of those that p means.
+func (p packageURL) covers(recorded string) bool {
+	have, err := parsePackageURL(recorded)
+	if err != nil || have.base != p.base || p.version != "" && have.version != p.version {
+		return false
+	}
+	for name := range p.qualifiers {
+		if have.qualifiers.Get(name) != p.qualifiers.Get(name) {
+			return false
+		}
+	}
+	return true
+}
+
+// packagePairs finds the page: at most Limit pairs of the packages with images in
+// scope, the highest first.
+func packagePairs(ctx context.Context, tx pgx.Tx, s pipeline.AuditScope, ids []int64, after pair) ([]pair, error) {
+	w := where{}
+	scoped := inScope(&w, s)
+	byImage := len(ids) > fewPackages
+	if scoped && !byImage {
+		var n int
+		count := where{conds: slices.Clone(w.conds), args: slices.Clone(w.args)}
+		count.addIf(after.image != 0, "i.id <= %s", after.image)
+		if err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM images i`+count.sql()+` LIMIT `+count.arg(fewImages+1)+`) few`,
+			append([]any{fresh}, count.args...)...).Scan(&n); err != nil {
+			return nil, err
+		}
+		byImage = n <= fewImages
+	}
+	page := packagesFirst
+	if byImage {
+		page = imagesFirst
+	}
+	sql := page(&w, s.Page.Limit, ids, after)
+	rows, err := tx.Query(ctx, sql, append([]any{fresh}, w.args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (p pair, err error) { return p, row.Scan(&p.image, &p.pkg) })
+}
+
+// packagesFirst asks each package for its newest images, so that no more than a
+// page of index entries is read of any, and only of those packages whose newest
+// image can be on the page.
+func packagesFirst(w *where, limit int, ids []int64, after pair) string {
+	list := w.arg(ids)
+	scope := ""
+	if len(w.conds) > 0 {
+		scope = " AND EXISTS (SELECT FROM images i WHERE i.id = x.image AND " + strings.Join(w.conds, " AND ") + ")"
+	}
+	if after.image != 0 {
+		image, pkg := w.arg(after.image), w.arg(after.pkg)
+		scope = fmt.Sprintf(" AND x.image <= CASE WHEN c.id < %[2]s THEN %[1]s::bigint ELSE %[1]s::bigint - 1 END", image, pkg) + scope
+	}
+	n := w.arg(limit)
+	if len(ids) == 1 {
+		return `SELECT DISTINCT x.image, x.package FROM unnest(` + list + `::bigint[]) AS c (id), LATERAL (
+			SELECT DISTINCT x.image, x.package FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT ` + n + `) x
+			ORDER BY image DESC, package DESC LIMIT ` + n
+	}
+	return `
+		WITH newest AS MATERIALIZED (
+			SELECT c.id, x.image FROM unnest(` + list + `::bigint[]) AS c (id), LATERAL (
+				SELECT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT 1) x
+			ORDER BY x.image DESC, c.id DESC LIMIT ` + n + `)
+		SELECT x.image, c.id FROM newest c, LATERAL (
+			SELECT DISTINCT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT ` + n + `) x
+		ORDER BY x.image DESC, c.id DESC LIMIT ` + n
+}
+
+// imagesFirst looks through the images in scope, newest first.
+func imagesFirst(w *where, limit int, ids []int64, after pair) string {
+	list := w.arg(ids)
+	if after.image != 0 {
+		w.add("x.image <= %s AND (x.image, x.package) < (%s, %s)", after.image, after.image, after.pkg)
+	}
+	return `
+		SELECT x.image, x.package FROM images i JOIN image_packages x ON x.image = i.id AND x.package = ANY(` + list + `)` + w.sql() + `
+		GROUP BY x.image, x.package ORDER BY x.image DESC, x.package DESC LIMIT ` + w.arg(limit)
+}
+
+// packageAudits joins a page with all that is told of it.
+func packageAudits(ctx context.Context, tx pgx.Tx, pairs []pair, uncomparable map[int64]bool) ([]pipeline.PackageAudit, error) {
+	images, packages := make([]int64, len(pairs)), make([]int64, len(pairs))
+	for i, p := range pairs {
+		images[i], packages[i] = p.image, p.pkg
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, p.type, p.name, p.version, p.purl,
+		       x.platforms, x.path, x.layer, x.licenses, f.run, f.commit_sha, f.digest, f.at
+		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS u (image, package, n)
+		JOIN images i ON i.id = u.image
+		JOIN image_records r ON r.run = i.newest
+		JOIN packages p ON p.id = u.package
+		LEFT JOIN package_firsts f ON f.project = i.project AND f.package = p.id
+		CROSS JOIN LATERAL (
+			SELECT array_agg(DISTINCT x.platform ORDER BY x.platform) AS platforms,
+			       (array_agg(x.path ORDER BY x.report, x.position))[1] AS path, (array_agg(x.layer ORDER BY x.report, x.position))[1] AS layer,
+			       (SELECT array_agg(DISTINCT l ORDER BY l) FROM image_packages y, unnest(y.licenses) AS l WHERE y.package = u.package AND y.image = u.image) AS licenses
+			FROM image_packages x WHERE x.package = u.package AND x.image = u.image) x
+		ORDER BY u.n`, images, packages)
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a pipeline.PackageAudit, err error) {
+		var platforms []string
+		var run, commit, digest *string
+		var at *time.Time
+		err = row.Scan(&a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt,
+			&a.Package.Type, &a.Package.Name, &a.Package.Version, &a.Package.PURL, &platforms, &a.Package.Path, &a.Package.Layer, &a.Package.Licenses,
+			&run, &commit, &digest, &at)
+		for _, p := range platforms {
+			a.Platforms = append(a.Platforms, pipeline.Platform(p))
+		}
+		a.RecordedAt, a.First = a.RecordedAt.UTC(), origin(run, commit, digest, at)
+		a.ID = fmt.Sprintf("%d-%d", pairs[n].image, pairs[n].pkg)
+		a.Uncomparable = uncomparable[pairs[n].pkg]
+		n++
+		return a, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(out) != len(pairs) {
+		return nil, fmt.Errorf("%d of %d images have no record", len(pairs)-len(out), len(pairs))
+	}
+	places, err := stays(ctx, tx, slices.Compact(images))
+	if err != nil {
+		return nil, err
+	}
+	covering, err := exceptionsOfPackages(ctx, tx, images, out)
+	if err != nil {
+		return nil, wrap(err, "exceptions")
+	}
+	for i := range out {
+		out[i].Places, out[i].Exceptions = notNil(places[pairs[i].image]), notNil(covering[i])
+	}
+	return out, nil
+}
+
+func origin(run, commit, digest *string, at *time.Time) *pipeline.Origin {
+	if run == nil {
+		return nil
+	}
+	return &pipeline.Origin{Run: pipeline.RunID(*run), Commit: *commit, Digest: pipeline.Digest(*digest), At: at.UTC()}
+}
+
+// exceptionsOfPackages finds the exceptions in force that cover a finding in each
+// of the packages, by the place of the package in the list.
+func exceptionsOfPackages(ctx context.Context, tx pgx.Tx, images []int64, uses []pipeline.PackageAudit) (map[int][]pipeline.Exception, error) {
+	projects, names, digests := make([]string, len(uses)), make([]string, len(uses)), make([]string, len(uses))
+	for i, u := range uses {
+		projects[i], names[i], digests[i] = u.Project, u.Package.Name, string(u.Image.Digest)
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT u.n, `+exceptionColumnsOf("e")+`
+		FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) WITH ORDINALITY AS u (project, package, digest, image, n)
+		JOIN exceptions e ON e.project = u.project AND e.revoked_at IS NULL AND e.expires_at > clock_timestamp()
+			AND e.package IN ('', u.package) AND e.image IN ('', u.digest)
+		WHERE EXISTS (SELECT FROM images i JOIN findings f ON f.run = i.newest WHERE i.id = u.image AND f.package = u.package AND lower(f.id) = lower(e.finding))
+		ORDER BY u.n, e.id`, projects, names, digests, images)
+	if err != nil {
+		return nil, err
+	}
+	out := map[int][]pipeline.Exception{}
+	for rows.Next() {
+		var n int
+		e, err := scanExceptionAfter(rows, &n)
+		if err != nil {
+			rows.Close()
+			return nil, err
+		}
+		out[n-1] = append(out[n-1], e)
+	}
+	return out, rows.Err()
+}
+
+// exceptionColumnsOf are exceptionColumns of a table that goes by another name.
+func exceptionColumnsOf(alias string) string {
+	return fmt.Sprintf(`%[1]s.id, %[1]s.project, %[1]s.environment, %[1]s.image, %[1]s.finding, %[1]s.package, %[1]s.reason, %[1]s.author,
+		%[1]s.created_at, %[1]s.expires_at, %[1]s.revoked_at, coalesce(%[1]s.revoked_by, '')`, alias)
+}
+
+// scanExceptionAfter reads a row of other columns and then an exception's.
+func scanExceptionAfter(row pgx.CollectableRow, before ...any) (e pipeline.Exception, err error) {
+	err = row.Scan(append(before, &e.ID, &e.Project, &e.Environment, (*string)(&e.Image), &e.Finding, &e.Package, &e.Reason, &e.Author,
+		&e.CreatedAt, &e.ExpiresAt, &e.RevokedAt, &e.RevokedBy)...)
+	e.CreatedAt, e.ExpiresAt, e.RevokedAt = e.CreatedAt.UTC(), e.ExpiresAt.UTC(), utc(e.RevokedAt)
+	return e, err
+}

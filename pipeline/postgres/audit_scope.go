@@ -1,0 +1,137 @@
+package postgres
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// fresh has a query planned for its very arguments: a plan that fits the hottest
+// package as well as one that nobody has fits neither.
+const fresh = pgx.QueryExecModeCacheDescribe
+
+// fewImages is how many images may be looked through one by one. Of more, those
+// that a scope leaves are found on the way.
+const fewImages = 2000
+
+// inScope adds what a scope asks of an image i, and reports whether it asks anything.
+func inScope(w *where, s pipeline.AuditScope) bool {
+	before := len(w.conds)
+	if !s.Reach.All {
+		w.add("i.project = ANY(%s::text[])", notNil(s.Reach.Projects))
+	}
+	w.addIf(s.Project != "", "i.project = %s", s.Project)
+	switch s.Promoted {
+	case pipeline.PromotedNow:
+		// From the lanes, of which there are few.
+		cond := `i.id IN (SELECT p.image FROM lanes l JOIN promotions p ON p.id = l.current JOIN jobs j ON j.id = p.id WHERE true`
+		if s.Environment != "" {
+			cond += " AND l.environment = " + w.arg(s.Environment)
+		}
+		if !s.Reach.All {
+			cond += " AND l.project = ANY(" + w.arg(notNil(s.Reach.Projects)) + "::text[])"
+		}
+		if s.Project != "" {
+			cond += " AND l.project = " + w.arg(s.Project)
+		}
+		if s.Since != nil {
+			cond += " AND j.finished_at >= " + w.arg(*s.Since)
+		}
+		if s.Until != nil {
+			cond += " AND j.finished_at < " + w.arg(*s.Until)
+		}
+		w.conds = append(w.conds, cond+")")
+	case pipeline.PromotedEver:
+		cond := `EXISTS (SELECT FROM stays s WHERE s.image = i.id`
+		if s.Environment != "" {
+			cond += " AND s.environment = " + w.arg(s.Environment)
+		}
+		if s.Since != nil {
+			cond += " AND (s.until IS NULL OR s.until > " + w.arg(*s.Since) + ")"
+		}
+		if s.Until != nil {
+			cond += " AND s.since < " + w.arg(*s.Until)
+		}
+		w.conds = append(w.conds, cond+")")
+	default:
+		first := "(SELECT min(r.recorded_at) FROM image_records r WHERE r.image = i.id)"
+		if s.Since != nil {
+			w.add(first+" >= %s", *s.Since)
+		}
+		if s.Until != nil {
+			w.add(first+" < %s", *s.Until)
+		}
+	}
+	return len(w.conds) > before
+}
+
+// stays lists where images were, in order, by the image's number.
+func stays(ctx context.Context, q querier, images []int64) (map[int64][]pipeline.Stay, error) {
+	w := where{}
+	w.add("s.image = ANY(%s)", images)
+	rows, err := selectStays(ctx, q, w, ` ORDER BY s.since, s.promotion`)
+	if err != nil {
+		return nil, wrap(err, "where they were promoted")
+	}
+	out := map[int64][]pipeline.Stay{}
+	for _, s := range rows {
+		out[s.image] = append(out[s.image], s.Stay)
+	}
+	return out, nil
+}
+
+// stayRow is a stay with the numbers that Stay has not.
+type stayRow struct {
+	pipeline.Stay
+	image, placed int64
+}
+
+func selectStays(ctx context.Context, q querier, w where, order string) ([]stayRow, error) {
+	rows, err := q.Query(ctx, `
+		SELECT s.image, s.placed, s.project, s.environment, s.repository, i.digest, s.promotion, s.action, s.requested_by, s.break_glass,
+		       s.since, s.until, r.commit_sha,
+		       coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = s.promotion AND NOT a.rejected
+		                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = s.promotion), a.plan)), '{}')
+		FROM stays s JOIN images i ON i.id = s.image JOIN image_records r ON r.run = i.newest`+w.sql()+order, w.args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s stayRow, err error) {
+		err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Image.Digest), (*string)(&s.Promotion),
+			&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.Commit, &s.ApprovedBy)
+		s.Since, s.Until = s.Since.UTC(), utc(s.Until)
+		return s, err
+	})
+}
+
+// cursor is the id of an item that is known by several values. Whoever sends one
+// back that was made up gets pipeline.ErrInvalid.
+func cursor(values ...any) string {
+	b, err := json.Marshal(values)
+	if err != nil {
+		panic(err) // texts and numbers always marshal
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func fromCursor(s string, into ...any) error {
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err == nil {
+		var parts []json.RawMessage
+		if err = json.Unmarshal(b, &parts); err == nil && len(parts) != len(into) {
+			err = fmt.Errorf("%d values", len(parts))
+		}
+		for i := 0; err == nil && i < len(into); i++ {
+			err = json.Unmarshal(parts[i], into[i])
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%.80q is not the id of an item: %w", s, pipeline.ErrInvalid)
+	}
+	return nil
+}

@@ -41,3 +41,14 @@ type Notice struct {
 	// Data depends on the event: docs/reference/notifications.md.
 	Data json.RawMessage `json:"data,omitempty"`
 }
+
+// NoticeDelivery is a notice on its way to one receiver.
+type NoticeDelivery struct {
+	// ID is the same for all receivers and all attempts.
+	ID int64
+	// Body is the Notice in JSON, byte by byte the same at every attempt.
+	Body []byte
+	At   time.Time
+	// Attempts that were made before.
+	Attempts int
+}

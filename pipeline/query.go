@@ -56,18 +56,21 @@ type ImageDetail struct {
 	Builder    string          `json:"builder"`
 	Platforms  []PlatformImage `json:"platforms"`
 	// ScannedAt, Scanner and Database say how the findings came about.
-	ScannedAt    time.Time             `json:"scannedAt"`
-	Scanner      string                `json:"scanner"`
-	Database     VulnerabilityDatabase `json:"database"`
-	Findings     []ImageFinding        `json:"findings"`
-	Hygiene      []PlatformHygiene     `json:"hygiene,omitempty"`
-	Packages     int                   `json:"packages"`
-	Decision     Decision              `json:"decision"`
-	Tags         []TagMove             `json:"tags"` // what Dray tagged it, everywhere
-	Signatures   []Signature           `json:"signatures"`
-	Attestations []Attestation         `json:"attestations"`
-	Provenance   json.RawMessage       `json:"provenance,omitempty"`
-	Promotions   []Promotion           `json:"promotions"`
+	ScannedAt time.Time             `json:"scannedAt"`
+	Scanner   string                `json:"scanner"`
+	Database  VulnerabilityDatabase `json:"database"`
+	// MatchedAt is when the image was matched again, with a newer database than
+	// it was scanned with; nil when it was not.
+	MatchedAt    *time.Time        `json:"matchedAt,omitempty"`
+	Findings     []ImageFinding    `json:"findings"`
+	Hygiene      []PlatformHygiene `json:"hygiene,omitempty"`
+	Packages     int               `json:"packages"`
+	Decision     Decision          `json:"decision"`
+	Tags         []TagMove         `json:"tags"` // what Dray tagged it, everywhere
+	Signatures   []Signature       `json:"signatures"`
+	Attestations []Attestation     `json:"attestations"`
+	Provenance   json.RawMessage   `json:"provenance,omitempty"`
+	Promotions   []Promotion       `json:"promotions"`
 }
 
 // ImageFinding is a finding with the platforms that have it.

@@ -41,9 +41,18 @@ func protected() []rendition {
 			"scanner", "db_reference", "db_digest", "db_updated_at:at", "recorded_at:at",
 			"reports=" + fold("reports c", "c.run = t.run", "c.position", "position", "platform", "digest", "os", "run_user", "hygiene:sum"),
 			"sboms=" + fold("sboms c", "c.run = t.run", "c.position", "position", "document:sum"),
-			"findings=" + fold("findings c", "c.run = t.run", "c.report, c.position",
+			"findings=" + fold("findings c", "c.run = t.run AND c.appeared_at IS NULL", "c.report, c.position",
 				"report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path"),
 		}, verifiedOf("t.run")...)},
+
+		// What matching a record again has changed.
+		{table: "image_matches", form: 1, key: []string{"run"}, where: "t.changed_at IS NOT NULL", members: []string{
+			"run", "changed_at:at",
+			"findings=" + fold("findings c", "c.run = t.run AND (c.appeared_at IS NOT NULL OR c.gone_at IS NOT NULL)", "c.report, c.position",
+				"report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path", "appeared_at:at", "gone_at:at"),
+			"verdicts=" + fold("verdicts c", "c.run = t.run", "c.environment, c.rematch",
+				"environment", "rematch", "passed_before", "passed", "decision:sum", "judged_at:at"),
+		}},
 
 		// Packages are the image's, not a record's: those of its newest.
 		{table: "images", form: 1, key: []string{"id:bigint"}, members: []string{

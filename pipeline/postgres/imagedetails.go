@@ -64,6 +64,11 @@ func imageDetail(ctx context.Context, tx pgx.Tx, project string, d pipeline.Dige
 		return out, err
 	}
 	out.RecordedAt = out.RecordedAt.UTC()
+	if db, at, ok, err := matchedDatabase(ctx, tx, h.Run); err != nil {
+		return out, wrap(err, "what it was matched with")
+	} else if ok {
+		out.Database, out.MatchedAt = db, &at
+	}
 	if out.Findings, err = imageFindings(ctx, tx, h.Run); err != nil {
 		return out, wrap(err, "findings")
 	}
@@ -92,7 +97,7 @@ func imageFindings(ctx context.Context, q querier, run pipeline.RunID) ([]pipeli
 	rows, err := q.Query(ctx, `
 		SELECT r.platform, f.id, f.severity, f.package, f.version, f.fixed_in, f.title, f.url, f.purl, f.path
 		FROM findings f JOIN reports r ON r.run = f.run AND r.position = f.report
-		WHERE f.run = $1 ORDER BY f.report, f.position`, string(run))
+		WHERE f.run = $1 AND f.gone_at IS NULL ORDER BY f.report, f.position`, string(run))
 	if err != nil {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ func reports(ctx context.Context, q querier, h head) ([]pipeline.PlatformReport,
 	}
 	rows, err = q.Query(ctx, `
 		SELECT report, id, severity, package, version, fixed_in, title, url, purl, path
-		FROM findings WHERE run = $1 ORDER BY report, position`, string(h.Run))
+		FROM findings WHERE run = $1 AND appeared_at IS NULL ORDER BY report, position`, string(h.Run))
 	if err != nil {
 		return nil, err
 	}

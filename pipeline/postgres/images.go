@@ -100,6 +100,9 @@ func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Ima
 		return err
 	}
 	for n, r := range rec.Report.Platforms {
+		if err := keepAnalyses(ctx, tx, []pipeline.Digest{r.Digest}, []pipeline.Analysis{r.Analysis}); err != nil {
+			return err
+		}
 		var hygiene []byte
 		if r.Hygiene != nil {
 			if hygiene, err = document(r.Hygiene); err != nil {

@@ -115,3 +115,11 @@ type TagMove struct {
 	Held bool   `json:"held"`
 	Note string `json:"note,omitempty"`
 }
+
+// RunDecision is what one run decided of an image, when it recorded it.
+type RunDecision struct {
+	Run        RunID     `json:"run"`
+	Decision   Decision  `json:"decision"`
+	Summary    Sealed    `json:"summary"`
+	RecordedAt time.Time `json:"recordedAt"`
+}

@@ -39,6 +39,8 @@ type Store struct {
 	log   *slog.Logger
 	// renditions of the rows that the evidence log describes.
 	renditions renditions
+	// refusals that are counted and not written yet.
+	refusals refusals
 }
 
 // New checks the configuration. It does not touch the database: see Ready.

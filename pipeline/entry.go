@@ -148,9 +148,10 @@ type RowCheck struct {
 
 // EntryQuery asks for entries that have their place in the log.
 type EntryQuery struct {
-	// Projects narrows to entries of these; nil does not. Entries that belong to
-	// no project are then left out.
-	Projects []string
+	// Projects narrows to entries of these; nil does not. InProject leaves out
+	// entries that belong to no project.
+	Projects  []string
+	InProject bool
 	// Kind, Subject and Image narrow when they are not empty.
 	Kind    string
 	Subject string

@@ -217,6 +217,7 @@ func (s *Store) LogEntries(ctx context.Context, q pipeline.EntryQuery) ([]pipeli
 	var w where
 	w.add("index IS NOT NULL")
 	w.addIf(q.Projects != nil, "project = ANY (%s)", q.Projects)
+	w.addIf(q.InProject, "project <> ''")
 	w.addIf(q.Kind != "", "kind = %s", q.Kind)
 	w.addIf(q.Subject != "", "subject = %s", q.Subject)
 	w.addIf(q.Image != "", "image = %s", string(q.Image))

@@ -185,12 +185,10 @@ func TestLogUnderFire(t *testing.T) {
 	}
 	others.Go(func() {
 		for stop.Err() == nil {
-			_, err := l.pool.Exec(t.Context(), `
+			// Its own connection may be one of them.
+			_, _ = l.pool.Exec(t.Context(), `
 				SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 				WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle' ORDER BY random() LIMIT 1`)
-			if err != nil {
-				t.Error(err)
-			}
 			time.Sleep(time.Duration(rand.IntN(10)) * time.Millisecond)
 		}
 	})
@@ -450,6 +448,7 @@ func TestLogEntries(t *testing.T) {
 		"7 2":                       {Image: testEntry(2).Image},
 		"7":                         {Image: testEntry(2).Image, Projects: []string{"web"}},
 		"":                          {Projects: []string{}},
+		"10 9 7 6":                  {InProject: true, Limit: 4},
 	} {
 		if got := indexes(q); got != want {
 			t.Errorf("%+v gives %q, want %q", q, got, want)

@@ -189,6 +189,7 @@ func (m *Memory) LogEntries(_ context.Context, q pipeline.EntryQuery) (out []pip
 		at := int64(i)
 		switch {
 		case q.Projects != nil && !slices.Contains(q.Projects, e.Project):
+		case q.InProject && e.Project == "":
 		case q.Kind != "" && q.Kind != e.Kind:
 		case q.Subject != "" && q.Subject != e.Subject:
 		case q.Image != "" && q.Image != e.Image:

@@ -31,10 +31,11 @@ CREATE TABLE rematches (
 
 -- What passes did with a record. Without a row, what was scanned is what counts.
 CREATE TABLE image_matches (
-    run        text COLLATE "C" PRIMARY KEY REFERENCES image_records,
-    -- The last pass that had it, and the last by which it could be matched.
-    rematch    text COLLATE "C" NOT NULL REFERENCES rematches,
-    matched    text COLLATE "C" REFERENCES rematches,
+    run        text COLLATE "C" PRIMARY KEY REFERENCES image_records ON DELETE CASCADE,
+    -- The last pass that had it, and the last by which it could be matched. No
+    -- foreign keys: passes are never removed, and these change with every one.
+    rematch    text COLLATE "C" NOT NULL,
+    matched    text COLLATE "C",
     matched_at timestamptz,
     -- When its findings changed last.
     changed_at timestamptz,
@@ -51,9 +52,9 @@ ALTER TABLE findings
 -- What the gate of an environment said, after a match, of an image that the
 -- environment held.
 CREATE TABLE verdicts (
-    run           text COLLATE "C" NOT NULL REFERENCES image_records,
+    run           text COLLATE "C" NOT NULL REFERENCES image_records ON DELETE CASCADE,
     environment   text NOT NULL,
-    rematch       text COLLATE "C" NOT NULL REFERENCES rematches,
+    rematch       text COLLATE "C" NOT NULL,
     passed_before boolean NOT NULL,
     passed        boolean NOT NULL,
     decision      json NOT NULL,
@@ -87,4 +88,5 @@ CREATE TABLE notice_deliveries (
     gave_up_at   timestamptz,
     PRIMARY KEY (receiver, notice)
 );
+CREATE INDEX notice_deliveries_by_notice ON notice_deliveries (notice);
 CREATE INDEX notice_deliveries_open ON notice_deliveries (receiver, notice) WHERE delivered_at IS NULL AND gave_up_at IS NULL;

@@ -85,6 +85,7 @@ func writeEntries(ctx context.Context, tx pgx.Tx, all renditions, entries []pend
 	subjects, images := make([]string, n), make([]string, n)
 	var tables, keys []string
 	var of []int64
+	var notices []pipeline.Notice
 	for i, p := range entries {
 		e := p.entry
 		e.Version, e.At = pipeline.EntryVersion, at
@@ -104,6 +105,9 @@ func writeEntries(ctx context.Context, tx pgx.Tx, all renditions, entries []pend
 			return err
 		}
 		kinds[i], projects[i], subjects[i], images[i] = e.Kind, e.Project, e.Subject, string(e.Image)
+		if n, ok := noticeOf(e); ok {
+			notices = append(notices, n)
+		}
 	}
 	b := &pgx.Batch{}
 	b.Queue(`
@@ -113,7 +117,10 @@ func writeEntries(ctx context.Context, tx pgx.Tx, all renditions, entries []pend
 	if len(of) > 0 {
 		b.Queue(`INSERT INTO log_rows (table_name, row_key, entry) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])`, tables, keys, of)
 	}
-	return wrap(tx.SendBatch(ctx, b).Close(), "write %d entries of the log", n)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return wrap(err, "write %d entries of the log", n)
+	}
+	return insertNotices(ctx, tx, notices)
 }
 
 // leafOf cuts what is too long.

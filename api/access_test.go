@@ -88,6 +88,10 @@ func operations() map[string]attempt {
 		"GET /api/v1/images/{digest}/sbom":     {"viewer", "", image + "/sbom?platform=linux/amd64"},
 		"GET /api/v1/images/{digest}/diff":     {"viewer", "", image + "/diff?environment=prod"},
 		"GET /api/v1/packages":                 {"viewer", "", "/api/v1/packages?name=rsc.io/quote"},
+		"GET /api/v1/audit/packages":           {"viewer", "", "/api/v1/audit/packages?name=rsc.io/quote"},
+		"GET /api/v1/audit/findings":           {"viewer", "", "/api/v1/audit/findings?id=CVE-2025-1111"},
+		"GET /api/v1/audit/images/{digest}":    {"viewer", "", "/api/v1/audit/images/" + string(apitest.Good.Digest)},
+		"GET /api/v1/audit/people/{name}":      {"viewer", "", "/api/v1/audit/people/grace"},
 		"GET /api/v1/projects":                 {"viewer", "", ""},
 		"GET /api/v1/projects/{name}":          {"viewer", "", project},
 		"PUT /api/v1/projects/{name}":          {"admin", projectFile, project},
@@ -96,17 +100,18 @@ func operations() map[string]attempt {
 		"GET /api/v1/drift":                    {"viewer", "", ""},
 		"GET /api/v1/registries":               {"viewer", "", ""},
 
-		"POST /api/v1/promotions/{id}/approvals":         {"approver", `{"plan":"` + string(apitest.Diff.Plan()) + `"}`, promotion + "/approvals"},
-		"GET /api/v1/images/{digest}/provenance":         {"viewer", "", image + "/provenance"},
-		"GET /api/v1/images/{digest}/eligibility":        {"viewer", "", image + "/eligibility?environment=prod"},
-		"GET /api/v1/projects/{name}/versions/{version}": {"viewer", "", project + "/versions/1"},
-		"GET /api/v1/projects/{name}/environments":       {"viewer", "", project + "/environments"},
-		"GET /api/v1/projects/{name}/exceptions":         {"viewer", "", project + "/exceptions"},
-		"POST /api/v1/projects/{name}/exceptions":        {"release-manager", `{"finding":"CVE-1","reason":"x","expiresAt":"2026-04-01T00:00:00Z"}`, project + "/exceptions"},
-		"DELETE /api/v1/projects/{name}/exceptions/{id}": {"release-manager", "", project + "/exceptions/" + apitest.Exception},
-		"POST /api/v1/projects/{name}/vex":               {"release-manager", `{"document":"e30=","signature":"Z29vZA=="}`, project + "/vex"},
-		"DELETE /api/v1/projects/{name}/vex/{id}":        {"release-manager", "", project + "/vex/" + apitest.VEX},
-		"POST /api/v1/registries/{host}/probe":           {"server-admin", "", "/api/v1/registries/prod.example/probe"},
+		"POST /api/v1/promotions/{id}/approvals":                 {"approver", `{"plan":"` + string(apitest.Diff.Plan()) + `"}`, promotion + "/approvals"},
+		"GET /api/v1/images/{digest}/provenance":                 {"viewer", "", image + "/provenance"},
+		"GET /api/v1/images/{digest}/eligibility":                {"viewer", "", image + "/eligibility?environment=prod"},
+		"GET /api/v1/projects/{name}/versions/{version}":         {"viewer", "", project + "/versions/1"},
+		"GET /api/v1/projects/{name}/environments":               {"viewer", "", project + "/environments"},
+		"GET /api/v1/audit/environments/{project}/{environment}": {"viewer", "", "/api/v1/audit/environments/hello-go/prod"},
+		"GET /api/v1/projects/{name}/exceptions":                 {"viewer", "", project + "/exceptions"},
+		"POST /api/v1/projects/{name}/exceptions":                {"release-manager", `{"finding":"CVE-1","reason":"x","expiresAt":"2026-04-01T00:00:00Z"}`, project + "/exceptions"},
+		"DELETE /api/v1/projects/{name}/exceptions/{id}":         {"release-manager", "", project + "/exceptions/" + apitest.Exception},
+		"POST /api/v1/projects/{name}/vex":                       {"release-manager", `{"document":"e30=","signature":"Z29vZA=="}`, project + "/vex"},
+		"DELETE /api/v1/projects/{name}/vex/{id}":                {"release-manager", "", project + "/vex/" + apitest.VEX},
+		"POST /api/v1/registries/{host}/probe":                   {"server-admin", "", "/api/v1/registries/prod.example/probe"},
 		"POST /api/v1/projects/{name}/environments/{environment}/rollback": {"release-manager", `{"to":"` + string(apitest.Good.Digest) + `"}`,
 			project + "/environments/prod/rollback"},
 	}
@@ -119,7 +124,8 @@ var public = map[string]bool{
 }
 
 // lists show what the caller may see, so nobody is refused.
-var lists = []string{"GET /api/v1/runs", "GET /api/v1/promotions", "GET /api/v1/packages", "GET /api/v1/projects", "GET /api/v1/drift", "GET /api/v1/registries"}
+var lists = []string{"GET /api/v1/runs", "GET /api/v1/promotions", "GET /api/v1/packages", "GET /api/v1/projects", "GET /api/v1/drift", "GET /api/v1/registries",
+	"GET /api/v1/audit/packages", "GET /api/v1/audit/findings", "GET /api/v1/audit/people/{name}"}
 
 // accessServer has everything that the table asks for: promotions that can be
 // rolled back to, a run that can be retried, projects that trust a key.
@@ -275,23 +281,28 @@ func TestTenancy(t *testing.T) {
 	}
 
 	for path, want := range map[string]string{
-		"/runs":                               "web", // and no other project
-		"/projects":                           "web",
-		"/promotions":                         "",
-		"/drift?all=true":                     "",
-		"/registries":                         "other.example",
-		"/packages?name=rsc.io/quote":         "web",
-		"/runs?project=hello-go":              "",
-		"/promotions?project=hello-go":        "",
-		"/drift?project=hello-go":             "",
-		"/packages?name=x&project=hello":      "",
-		"/promotions?environment=prod":        "",
-		"/runs?state=succeeded":               "",
-		"/packages?name=q&promoted=true":      "",
-		"/projects?cursor=hello-go":           "web",
-		"/registries?cursor=zzz":              "",
-		"/runs?limit=1":                       "web",
-		"/packages?name=rsc.io/quote&limit=1": "web",
+		"/runs":                             "web", // and no other project
+		"/projects":                         "web",
+		"/promotions":                       "",
+		"/drift?all=true":                   "",
+		"/registries":                       "other.example",
+		"/packages?name=rsc.io/quote":       "web",
+		"/audit/packages?name=rsc.io/quote": "web",
+		"/audit/packages?name=rsc.io/quote&project=hello-go": "",
+		"/audit/packages?name=rsc.io/quote&promoted=ever":    "",
+		"/audit/findings?id=CVE-2025-1111":                   "web",
+		"/audit/people/grace":                                "",
+		"/runs?project=hello-go":                             "",
+		"/promotions?project=hello-go":                       "",
+		"/drift?project=hello-go":                            "",
+		"/packages?name=x&project=hello":                     "",
+		"/promotions?environment=prod":                       "",
+		"/runs?state=succeeded":                              "",
+		"/packages?name=q&promoted=true":                     "",
+		"/projects?cursor=hello-go":                          "web",
+		"/registries?cursor=zzz":                             "",
+		"/runs?limit=1":                                      "web",
+		"/packages?name=rsc.io/quote&limit=1":                "web",
 	} {
 		got := s.send("GET", "/api/v1"+path, "", web)
 		s.ok(got, 200, nil)

@@ -193,6 +193,7 @@ func New(c Config) (*API, error) {
 	a.registerRegistries()
 	a.registerImages()
 	a.registerPackages()
+	a.registerAudit()
 	a.registerKeys()
 	a.registerHealth()
 	if err := a.finishOpenAPI(); err != nil {

@@ -37,6 +37,7 @@ func (a *API) humaConfig() huma.Config {
 				{Name: "registries", Description: "What registries can do, and where they are not as the record says."},
 				{Name: "images", Description: "What Dray knows of an image."},
 				{Name: "packages", Description: "Where a package is."},
+				{Name: "audit", Description: "What auditors ask of the record."},
 				{Name: "keys", Description: "What is needed to verify without trusting Dray."},
 				{Name: "webhooks", Description: "Events of the source forges."},
 				{Name: "service", Description: "The service itself."},

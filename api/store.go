@@ -82,6 +82,8 @@ type Store interface {
 	// Registries lists what the last probe of each registry learnt, by host.
 	Registries(context.Context) ([]pipeline.RegistryProbe, error)
 
+	Auditor
+
 	// Ready returns nil when the database answers and its schema is current.
 	Ready(context.Context) error
 }

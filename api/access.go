@@ -32,6 +32,9 @@ const (
 	needApprove need = "approver"
 	// needServerAdmin: admin of everything, because it is about no one project.
 	needServerAdmin need = "server-admin"
+	// needAudit: auditor or admin of everything, because it is about every project
+	// at once.
+	needAudit need = "server-auditor"
 )
 
 // roles that satisfy a need.
@@ -43,6 +46,8 @@ func (n need) roles() []string {
 		return []string{pipeline.RoleDeveloper, pipeline.RoleReleaseManager, pipeline.RoleAdmin}
 	case needRelease:
 		return []string{pipeline.RoleReleaseManager, pipeline.RoleAdmin}
+	case needAudit:
+		return []string{pipeline.RoleAuditor, pipeline.RoleAdmin}
 	}
 	return []string{pipeline.RoleAdmin}
 }
@@ -141,7 +146,7 @@ func (a *API) authorised(ctx context.Context, op string, n need) error {
 }
 
 // handle registers an operation, which asks for n and checks it itself through
-// allow, allowServer or scope. Its errors go through problem.
+// allow, allowServer, allowAudit or scope. Its errors go through problem.
 func handle[I, O any](a *API, op huma.Operation, n need, h func(context.Context, *I) (*O, error)) {
 	if n != needNothing {
 		op.Security = []map[string][]string{{"token": {}}}

@@ -12,12 +12,18 @@ import (
 	"github.com/dray-project/dray/api"
 	"github.com/dray-project/dray/api/apitest"
 	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/ledger/ledgertest"
 )
 
 const projectFile = `{"apiVersion":"dray/v1","kind":"Project","name":"hello-go","environments":[{"name":"prod","repository":"prod.example/acme/{project}"}]}`
 
 // wired gives an API everything that drayd would wire.
 func wired(c *api.Config) {
+	served, err := ledgertest.Serve(context.Background(), logged...)
+	if err != nil {
+		panic(err)
+	}
+	c.Ledger = served
 	c.CheckProject = func(pipeline.Project) error { return nil }
 	c.CheckVEX = func(d pipeline.VEXDocument, keys []string) error {
 		if string(d.Signature) != "good" {
@@ -46,6 +52,14 @@ func wired(c *api.Config) {
 	}
 }
 
+// logged is what the sample log holds.
+var logged = []pipeline.Entry{
+	{Kind: pipeline.EntryTokenCreated, At: apitest.Clock, Actor: "dray", Subject: "grace"},
+	{Kind: pipeline.EntryTagMoved, At: apitest.Clock, Project: "hello-go", Actor: "dray", Subject: string(apitest.PromotionOne), Image: apitest.Good.Digest, Data: json.RawMessage(`{"tag":"<1.0>"}`)},
+	{Kind: pipeline.EntryTagMoved, At: apitest.Clock, Project: "web", Actor: "dray", Subject: "prm_00000000000000000077"},
+	{Kind: pipeline.EntryRunEnded, At: apitest.Clock, Project: "hello-go", Actor: "dray", Subject: string(apitest.RunGood)},
+}
+
 // An operation as the table below tries it.
 type attempt struct {
 	needs string // as the OpenAPI description has it
@@ -65,7 +79,11 @@ var allowed = map[string][]string{
 	"approver":        {"release-manager"}, // what the sample environment's rules name
 	"admin":           {"admin"},
 	"server-admin":    {"admin"},
+	"server-auditor":  {"auditor", "admin"},
 }
+
+// everywhere are the needs that only a role in everything satisfies.
+var everywhere = []string{"server-admin", "server-auditor"}
 
 // operations is every operation that asks for a role. One that is not here
 // fails the test.
@@ -99,6 +117,10 @@ func operations() map[string]attempt {
 		"GET /api/v1/projects/{name}/vex":      {"viewer", "", project + "/vex"},
 		"GET /api/v1/drift":                    {"viewer", "", ""},
 		"GET /api/v1/registries":               {"viewer", "", ""},
+		"GET /api/v1/log/entries":              {"viewer", "", ""},
+		"GET /api/v1/log/proof":                {"viewer", "", "/api/v1/log/proof?index=1"},
+		"GET /api/v1/log/tile/{path}":          {"server-auditor", "", "/api/v1/log/tile/entries/000.p/4"},
+		"GET /api/v1/log/rows":                 {"server-auditor", "", ""},
 
 		"POST /api/v1/promotions/{id}/approvals":                 {"approver", `{"plan":"` + string(apitest.Diff.Plan()) + `"}`, promotion + "/approvals"},
 		"GET /api/v1/images/{digest}/provenance":                 {"viewer", "", image + "/provenance"},
@@ -120,12 +142,13 @@ func operations() map[string]attempt {
 // public is what needs no role: what it is, and whether it needs a token.
 var public = map[string]bool{
 	"GET /api/v1/version": true, "GET /api/v1/public-key": false, "GET /api/v1/trusted-root.json": false, "GET /api/v1/schemas/project.json": false,
+	"GET /api/v1/log/checkpoint": true, "GET /api/v1/log/consistency": true, "GET /api/v1/log/key": false,
 	"GET /livez": false, "GET /readyz": false, "POST /webhooks/github": false, "POST /webhooks/github/{project}": false,
 }
 
 // lists show what the caller may see, so nobody is refused.
 var lists = []string{"GET /api/v1/runs", "GET /api/v1/promotions", "GET /api/v1/packages", "GET /api/v1/projects", "GET /api/v1/drift", "GET /api/v1/registries",
-	"GET /api/v1/audit/packages", "GET /api/v1/audit/findings", "GET /api/v1/audit/people/{name}"}
+	"GET /api/v1/audit/packages", "GET /api/v1/audit/findings", "GET /api/v1/audit/people/{name}", "GET /api/v1/log/entries"}
 
 // accessServer has everything that the table asks for: promotions that can be
 // rolled back to, a run that can be retried, projects that trust a key.
@@ -193,7 +216,7 @@ func TestAuthorisation(t *testing.T) {
 			for _, role := range roles {
 				for _, project := range []string{"", "hello-go", "web"} {
 					// Those who may come last: what they do changes the world.
-					may := slices.Contains(allowed[a.needs], role) && project != "web" && (a.needs != "server-admin" || project == "")
+					may := slices.Contains(allowed[a.needs], role) && project != "web" && (!slices.Contains(everywhere, a.needs) || project == "")
 					if may {
 						continue
 					}
@@ -202,7 +225,7 @@ func TestAuthorisation(t *testing.T) {
 			}
 			for _, role := range allowed[a.needs] {
 				for _, project := range []string{"", "hello-go"} {
-					if a.needs == "server-admin" && project != "" {
+					if slices.Contains(everywhere, a.needs) && project != "" {
 						continue
 					}
 					fresh := s
@@ -231,7 +254,7 @@ func (s *server) attempt(role, project, method, path, name string, a attempt, ma
 		if got.StatusCode/100 != 2 {
 			s.t.Errorf("%s: %d %s", who, got.StatusCode, got.body)
 		}
-	case a.needs == "server-admin", reads:
+	case slices.Contains(everywhere, a.needs), reads:
 		p := s.want(got, 403, "forbidden")
 		want := allowed[a.needs]
 		if strings.Join(p.Roles, " ") != strings.Join(want, " ") || !strings.Contains(p.Detail, want[0]) {
@@ -264,7 +287,7 @@ func TestTenancy(t *testing.T) {
 		if a.path != "" {
 			path = a.path
 		}
-		if slices.Contains(lists, name) || a.needs == "server-admin" {
+		if slices.Contains(lists, name) || slices.Contains(everywhere, a.needs) {
 			continue
 		}
 		there := s.send(method, path, a.body, web)
@@ -292,6 +315,9 @@ func TestTenancy(t *testing.T) {
 		"/audit/packages?name=rsc.io/quote&promoted=ever":    "",
 		"/audit/findings?id=CVE-2025-1111":                   "web",
 		"/audit/people/grace":                                "",
+		"/log/entries":                                       "prm_00000000000000000077",
+		"/log/entries?project=hello-go":                      "",
+		"/log/entries?from=0":                                "web",
 		"/runs?project=hello-go":                             "",
 		"/promotions?project=hello-go":                       "",
 		"/drift?project=hello-go":                            "",

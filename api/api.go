@@ -72,6 +72,8 @@ type Config struct {
 	// Probe tries what a registry can do, and keeps what it learnt. A host that
 	// the settings do not know is pipeline.ErrNotFound. Nil: it cannot be asked for.
 	Probe func(ctx context.Context, host string) (pipeline.RegistryProbe, error)
+	// Ledger is the evidence log. Nil: it is not served.
+	Ledger Ledger
 	// Checks are run by /readyz besides the store's own.
 	Checks []Check
 	Log    *slog.Logger // required
@@ -194,6 +196,7 @@ func New(c Config) (*API, error) {
 	a.registerImages()
 	a.registerPackages()
 	a.registerAudit()
+	a.registerLog()
 	a.registerKeys()
 	a.registerHealth()
 	if err := a.finishOpenAPI(); err != nil {

@@ -37,6 +37,7 @@ func (a *API) humaConfig() huma.Config {
 				{Name: "registries", Description: "What registries can do, and where they are not as the record says."},
 				{Name: "images", Description: "What Dray knows of an image."},
 				{Name: "packages", Description: "Where a package is."},
+				{Name: "log", Description: "The evidence log, and proofs of what is in it."},
 				{Name: "audit", Description: "What auditors ask of the record."},
 				{Name: "keys", Description: "What is needed to verify without trusting Dray."},
 				{Name: "webhooks", Description: "Events of the source forges."},
@@ -75,6 +76,7 @@ func (a *API) requestBodies() map[string]bool {
 // finishOpenAPI writes the description once, and serves it.
 func (a *API) finishOpenAPI() error {
 	a.schema(Problem{})
+	a.plainPaths()
 	schemas := a.huma.OpenAPI().Components.Schemas.Map()
 	// huma's own error type is never sent.
 	delete(schemas, "ErrorModel")

@@ -34,7 +34,7 @@ func (s *Store) CheckRows(ctx context.Context, from, to int64) ([]pipeline.RowCh
 	if from < 0 || to < from {
 		return nil, fmt.Errorf("check the rows of entries %d to %d: want 0 <= from <= to: %w", from, to, pipeline.ErrInvalid)
 	}
-	c := &rowChecker{renditions: s.renditions, from: from, to: to, found: []pipeline.RowCheck{}}
+	c := &rowChecker{renditions: s.renditions, from: from, to: to, found: []pipeline.RowCheck{}, named: map[rowName]bool{}}
 	err := s.read(ctx, func(tx pgx.Tx) error {
 		c.tx = tx
 		if err := c.entries(ctx); err != nil || from > 0 {
@@ -56,15 +56,20 @@ type rowChecker struct {
 	renditions renditions
 	from, to   int64
 	found      []pipeline.RowCheck
+	named      map[rowName]bool
 }
 
-func (c *rowChecker) add(found ...pipeline.RowCheck) error {
-	for _, f := range found {
-		if len(c.found) == maxChecks {
-			return errEnough
-		}
-		c.found = append(c.found, f)
+// add names a row once, by what was found first.
+func (c *rowChecker) add(f pipeline.RowCheck) error {
+	name := rowName{f.Table, f.Key}
+	if c.named[name] {
+		return nil
 	}
+	if len(c.found) == maxChecks {
+		return errEnough
+	}
+	c.named[name] = true
+	c.found = append(c.found, f)
 	return nil
 }
 
@@ -99,10 +104,10 @@ func (c *rowChecker) entries(ctx context.Context) error {
 		if len(batch) == 0 {
 			return c.gap(next, c.to)
 		}
-		if err := c.listed(ctx, batch); err != nil {
+		if err := c.compare(ctx, batch); err != nil {
 			return err
 		}
-		if err := c.compare(ctx, batch); err != nil {
+		if err := c.listed(ctx, batch); err != nil {
 			return err
 		}
 	}

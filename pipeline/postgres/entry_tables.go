@@ -43,6 +43,9 @@ func protected() []rendition {
 			"sboms=" + fold("sboms c", "c.run = t.run", "c.position", "position", "document:sum"),
 			"findings=" + fold("findings c", "c.run = t.run AND c.appeared_at IS NULL", "c.report, c.position",
 				"report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path"),
+			// None without a match that says so, which is a row of its own.
+			"unmatched=(SELECT count(*) FROM findings c WHERE c.run = t.run AND (c.appeared_at IS NOT NULL OR c.gone_at IS NOT NULL)" +
+				" AND NOT EXISTS (SELECT FROM image_matches m WHERE m.run = t.run AND m.changed_at IS NOT NULL))",
 		}, verifiedOf("t.run")...)},
 
 		// What matching a record again has changed.

@@ -40,3 +40,12 @@ func PruneContents(ctx context.Context, pool *pgxpool.Pool, kept time.Duration, 
 	_, err := pool.Exec(ctx, pruneContents, kept, most, atOnce)
 	return err
 }
+
+// ProtectedTables are the tables whose rows the evidence log describes.
+func ProtectedTables() []string { return newRenditions().tables() }
+
+// NameOf is the SQL of the name that the log has for a row t of the table.
+func NameOf(table string) string {
+	r, _ := newRenditions().newest(table)
+	return r.name()
+}

@@ -85,3 +85,11 @@ func (f *Faults) do(name string, effect func() error) error {
 	}
 	return fmt.Errorf("%s: %s: %w", name, mode, ErrInjected)
 }
+
+// try is do, for those who may have no faults.
+func (f *Faults) try(name string, effect func() error) error {
+	if f == nil {
+		return effect()
+	}
+	return f.do(name, effect)
+}

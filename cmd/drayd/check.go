@@ -64,6 +64,11 @@ func check(ctx context.Context, s *Settings, out io.Writer) error {
 	}
 	if s.Works() {
 		report("signer", try(func(ctx context.Context) error { return p.openSigner(ctx, lock) }), "the key opens with its password")
+		var log string
+		report("evidence log", try(func(ctx context.Context) (err error) {
+			log, err = p.checkLedger(ctx)
+			return err
+		}), log)
 		p.checkBuilders(ctx, report, try)
 		p.checkScanner(ctx, report, try)
 	}
@@ -125,6 +130,7 @@ func (p *parts) checkRegistries(ctx context.Context, report reporter, try func(f
 		})
 		report("registry "+repository, err, good)
 	}
+	look(p.settings.Ledger.Publish.Repository)
 	for _, pr := range p.settings.Projects {
 		look(pr.Repository)
 		look(pr.CacheRepository)

@@ -13,11 +13,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/ledger"
 	"github.com/dray-project/dray/signer"
 )
 
 // keyCommand makes signing keys.
-func keyCommand(stdout, stderr io.Writer, getenv func(string) string) *cobra.Command {
+func keyCommand(settings func(*cobra.Command) (*Settings, error), stdout, stderr io.Writer, getenv func(string) string) *cobra.Command {
 	key := &cobra.Command{Use: "key", Short: "Make signing keys"}
 	var out, passwordFile string
 	generate := &cobra.Command{
@@ -53,8 +54,48 @@ func keyCommand(stdout, stderr io.Writer, getenv func(string) string) *cobra.Com
 	}
 	generate.Flags().StringVar(&out, "out", ".", "directory to write into")
 	generate.Flags().StringVar(&passwordFile, "password-file", "", "file that holds the password")
-	key.AddCommand(generate)
+	key.AddCommand(generate, logKeyCommand(settings, stdout, stderr))
 	return key
+}
+
+// logKeyCommand makes the key of the evidence log.
+func logKeyCommand(settings func(*cobra.Command) (*Settings, error), stdout, stderr io.Writer) *cobra.Command {
+	var out, origin string
+	c := &cobra.Command{
+		Use: "generate-log", Short: "Make the evidence log's key and its public half", Args: cobra.NoArgs,
+		Long: "Writes log.key and log.pub into a directory: an Ed25519 key as signed notes have it, for the\n" +
+			"checkpoints of the evidence log. Auditors need log.pub, from you and not from the server that\n" +
+			"they check. The private key is not encrypted, and only its owner may read it. An existing key\n" +
+			"is never overwritten.",
+		Example: "  drayd key generate-log --out /etc/dray --origin dray.example/log",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if origin == "" {
+				s, err := settings(cmd)
+				if err != nil {
+					return fmt.Errorf("%w (or give --origin)", err)
+				}
+				if origin, err = s.logOrigin(); err != nil {
+					return err
+				}
+			}
+			private, public, err := ledger.GenerateKey(origin)
+			if err != nil {
+				return err
+			}
+			if err := writeNew(filepath.Join(out, "log.key"), private, 0o600); err != nil {
+				return err
+			}
+			if err := writeNew(filepath.Join(out, "log.pub"), public, 0o644); err != nil {
+				return err
+			}
+			fmt.Fprintf(stderr, "wrote log.key and log.pub of the log %s into %s\n", origin, out)
+			_, err = stdout.Write(public)
+			return err
+		},
+	}
+	c.Flags().StringVar(&out, "out", ".", "directory to write into")
+	c.Flags().StringVar(&origin, "origin", "", "name of the log (default: ledger.origin, else the public URL's host and /log)")
+	return c
 }
 
 // tokenCommand makes API tokens.

@@ -129,7 +129,7 @@ func commands(getenv func(string) string, stdout, stderr io.Writer, started *boo
 				return err
 			},
 		},
-		keyCommand(stdout, stderr, getenv),
+		keyCommand(settings, stdout, stderr, getenv),
 		tokenCommand(settings, stdout, stderr),
 	)
 	return root

@@ -28,7 +28,8 @@ func (p *parts) serveMetrics() (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("metrics.listen: %w", err)
 	}
-	server := &http.Server{Handler: metrics(p.store.Counts, p.log), ReadHeaderTimeout: 10 * time.Second}
+	more := &logCollector{store: p.store, size: p.evidence.Size, sequencer: p.sequencer, publisher: p.publisher, log: p.log}
+	server := &http.Server{Handler: metrics(p.store.Counts, p.log, more), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			p.log.Error("metrics are not served any more", "error", err)
@@ -38,12 +39,13 @@ func (p *parts) serveMetrics() (stop func(), err error) {
 }
 
 // metrics is the handler of /metrics.
-func metrics(counts func(context.Context) (postgres.Counts, error), log *slog.Logger) http.Handler {
+func metrics(counts func(context.Context) (postgres.Counts, error), log *slog.Logger, more ...prometheus.Collector) http.Handler {
 	r := prometheus.NewRegistry()
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "dray_build_info", Help: "The version that runs.", ConstLabels: prometheus.Labels{"version": version}})
 	build.Set(1)
 	r.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&recordCollector{counts: counts, log: log})
+	r.MustRegister(more...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	return mux
@@ -64,12 +66,14 @@ var (
 		[]string{"project", "environment"}, nil)
 	descDrift    = prometheus.NewDesc("dray_drift", "Drifts that are open now.", []string{"project", "environment", "kind"}, nil)
 	descRepaired = prometheus.NewDesc("dray_drift_repaired_total", "Drifts that were repaired.", []string{"project", "environment", "kind"}, nil)
+	descFindings = prometheus.NewDesc("dray_findings", "Known vulnerabilities in what environments hold now.", []string{"project", "environment", "severity"}, nil)
+	descDatabase = prometheus.NewDesc("dray_database_age_seconds", "Age of the newest vulnerability database that images were matched with.", nil, nil)
 	descUp       = prometheus.NewDesc("dray_record_up", "1 if the record could be read for this scrape.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *recordCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRuns, descPromotions, descBreakGlass, descDrift, descRepaired, descUp} {
+	for _, d := range []*prometheus.Desc{descRuns, descPromotions, descBreakGlass, descDrift, descRepaired, descFindings, descDatabase, descUp} {
 		out <- d
 	}
 }
@@ -95,4 +99,8 @@ func (c *recordCollector) Collect(out chan<- prometheus.Metric) {
 	put(descBreakGlass, prometheus.CounterValue, counts.BreakGlass)
 	put(descDrift, prometheus.GaugeValue, counts.Drift)
 	put(descRepaired, prometheus.CounterValue, counts.Repaired)
+	put(descFindings, prometheus.GaugeValue, counts.Findings)
+	if counts.DatabaseAge >= 0 {
+		out <- prometheus.MustNewConstMetric(descDatabase, prometheus.GaugeValue, counts.DatabaseAge)
+	}
 }

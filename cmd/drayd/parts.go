@@ -16,6 +16,7 @@ import (
 
 	"github.com/dray-project/dray/builder"
 	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/ledger"
 	"github.com/dray-project/dray/pipeline/policy"
 	"github.com/dray-project/dray/pipeline/postgres"
 	"github.com/dray-project/dray/pipeline/registry"
@@ -38,7 +39,11 @@ type parts struct {
 	builder  *builder.Builder
 	judge    *policy.Policy
 	pipeline *pipeline.Pipeline
-	closers  []func()
+	evidence evidence
+	// sequencer and publisher are nil where nothing is worked on.
+	sequencer *ledger.Sequencer
+	publisher *ledger.Publisher
+	closers   []func()
 }
 
 func (p *parts) onClose(f func()) { p.closers = append(p.closers, f) }

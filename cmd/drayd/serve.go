@@ -48,6 +48,9 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 	if err := p.openSigner(ctx, p.store); err != nil {
 		return err
 	}
+	if err := p.openLedger(ctx); err != nil {
+		return err
+	}
 	// A process that only serves says what a gate would say, and looks at the
 	// image for it.
 	for _, open := range []func(context.Context) error{p.openScanner, p.openBuilder, p.openPipeline} {
@@ -61,6 +64,7 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 		}
 	}
 
+	defer p.keepLog(ctx)()
 	stopWork := func(time.Duration) {}
 	if s.Works() {
 		if stopWork, err = p.work(ctx); err != nil {
@@ -263,7 +267,7 @@ func (p *parts) api() (*api.API, error) {
 			_, err := vex.Reader{}.Read(doc, keys)
 			return err
 		},
-		Log: p.log, Version: version,
+		Ledger: p.evidence, Log: p.log, Version: version,
 	})
 }
 

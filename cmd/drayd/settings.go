@@ -58,6 +58,17 @@ type Settings struct {
 		Layouts         []string `koanf:"layouts" default:"bundle,legacy" help:"How signatures are stored: bundle (OCI 1.1 referrers) and legacy (tags). Verifiers in the field are split, so both."`
 	} `koanf:"signer"`
 
+	Ledger struct {
+		KeyFile         string   `koanf:"key_file" help:"Private key that signs the evidence log's checkpoints (drayd key generate-log makes one). Others than its owner and group must not be able to read it. Required where runs are worked on."`
+		Origin          string   `koanf:"origin" help:"Name of the log, which its key and its checkpoints carry. Default: the key's. A key that is made without one is for the public URL's host, followed by /log."`
+		TrustedKeyFiles []string `koanf:"trusted_key_files" help:"More public keys whose checkpoints count: earlier ones after a key was changed, and the log's own where there is no key_file."`
+		Publish         struct {
+			File       string        `koanf:"file" help:"File that checkpoints are appended to: on another machine's disk, best. Empty: none."`
+			Repository string        `koanf:"repository" help:"Repository that checkpoints are pushed to as OCI artefacts. Empty: none."`
+			Every      time.Duration `koanf:"every" default:"1m" help:"Least time between two checkpoints that are published."`
+		} `koanf:"publish"`
+	} `koanf:"ledger"`
+
 	Worker struct {
 		Concurrency int           `koanf:"concurrency" default:"2" help:"How many runs and promotions this process works on at once."`
 		MaxAttempts int           `koanf:"max_attempts" default:"5" help:"How often a job is tried before it has failed, when the cause may pass."`

@@ -14,6 +14,8 @@ database:
   url: postgres://dray@localhost/dray
 signer:
   key_file: /etc/dray/cosign.key
+ledger:
+  key_file: /etc/dray/log.key
 scanner:
   max_age: 24h
 registries:

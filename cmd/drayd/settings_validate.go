@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dray-project/dray/pipeline"
 )
@@ -23,6 +24,15 @@ func (s *Settings) Validate() error {
 	}
 	if s.Works() && s.Signer.KeyFile == "" {
 		bad("signer.key_file (DRAY_SIGNER_KEY_FILE) is required: drayd key generate makes a key")
+	}
+	if s.Works() && s.Ledger.KeyFile == "" {
+		bad("ledger.key_file (DRAY_LEDGER_KEY_FILE) is required: drayd key generate-log makes a key")
+	}
+	if r := s.Ledger.Publish.Repository; r != "" && (!strings.Contains(r, "/") || strings.ContainsAny(r, "@ ")) {
+		bad("ledger.publish.repository is %q: want registry/path without a tag", r)
+	}
+	if s.Ledger.Publish.Every < time.Second {
+		bad("ledger.publish.every is %s: want at least 1s", s.Ledger.Publish.Every)
 	}
 	if len(s.Builder.Addresses) == 0 {
 		bad("builder.addresses needs at least one buildkitd")

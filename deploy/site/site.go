@@ -58,6 +58,8 @@ type Site struct {
 	URL, Token, Approver string
 	// PublicKey and TrustedRoot are paths of what a verifier needs.
 	PublicKey, TrustedRoot string
+	// LogKey is the path of the evidence log's public key.
+	LogKey string
 	// Bases are the pinned references of the base images, by name.
 	Bases map[string]string
 	// Database is the digest of the vulnerability database that was pushed.
@@ -78,7 +80,7 @@ func Start(ctx context.Context, c Config) (_ *Site, err error) {
 	if s.Bin, err = filepath.Abs(c.Bin); err != nil {
 		return nil, err
 	}
-	s.PublicKey, s.TrustedRoot = s.path("cosign.pub"), s.path("trusted-root.json")
+	s.PublicKey, s.TrustedRoot, s.LogKey = s.path("cosign.pub"), s.path("trusted-root.json"), s.path("log.pub")
 	s.settings = s.path("drayd.yaml")
 	if s.address, err = stack.Reserve(s.Dir, "drayd"); err != nil {
 		return nil, err
@@ -96,7 +98,7 @@ func Start(ctx context.Context, c Config) (_ *Site, err error) {
 		return nil, err
 	}
 	for _, step := range []func(context.Context) error{
-		s.makeKey, s.PushDatabase, s.pushBases, s.writeSettings, s.StartDrayd, s.makeTokens, s.fetchTrustedRoot,
+		s.makeKey, s.makeLogKey, s.PushDatabase, s.pushBases, s.writeSettings, s.StartDrayd, s.makeTokens, s.fetchTrustedRoot,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -158,6 +160,17 @@ func (s *Site) makeKey(ctx context.Context) error {
 	return os.Rename(s.path("secrets/cosign.pub"), s.PublicKey)
 }
 
+// makeLogKey makes the key of the evidence log, once.
+func (s *Site) makeLogKey(ctx context.Context) error {
+	if _, err := os.Stat(s.path("secrets/log.key")); err == nil {
+		return nil
+	}
+	if _, err := s.drayd(ctx, "key", "generate-log", "--out", s.path("secrets"), "--origin", "dray.example/log"); err != nil {
+		return err
+	}
+	return os.Rename(s.path("secrets/log.pub"), s.LogKey)
+}
+
 // PushDatabase pushes a vulnerability database of this moment, the way a site
 // without internet access mirrors the public one.
 func (s *Site) PushDatabase(ctx context.Context) error { return s.PushDatabaseOf(ctx, time.Now()) }
@@ -210,12 +223,16 @@ scanner:
 signer:
   key_file: %s
   password_file: %s
+ledger:
+  key_file: %s
+  publish: {file: %s, repository: %s, every: 2s}
 registries:
   - {host: %q, plain_http: true}
   - {host: %q, plain_http: true}
 projects:
 `, s.address, dsn, s.Stack.Buildkit.Address, s.databaseReference(), s.path("scanner"),
-		s.path("secrets/cosign.key"), s.path("secrets/cosign.password"), s.Stack.Dev.Host, s.Stack.Prod.Host)
+		s.path("secrets/cosign.key"), s.path("secrets/cosign.password"),
+		s.path("secrets/log.key"), s.path("checkpoints.jsonl"), s.Stack.Dev.Host+"/evidence/log", s.Stack.Dev.Host, s.Stack.Prod.Host)
 	type project struct{ name, platforms string }
 	projects := []project{{"hello-go", "linux/amd64, linux/arm64"}, {"leaky", "linux/amd64"}}
 	for _, name := range s.Projects {

@@ -117,6 +117,9 @@ func (k *refusals) giveBack(due []refusal) {
 }
 
 func networkOf(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
 	a = a.Unmap()
 	bits := 48
 	if a.Is4() {

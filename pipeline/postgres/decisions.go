@@ -85,6 +85,9 @@ func (s *Store) RecordDecision(ctx context.Context, c pipeline.Claim, j pipeline
 			return err
 		}
 		if j.Decision.Passed {
+			if err := notPruning(ctx, tx, l); err != nil {
+				return err
+			}
 			if err := s.enter(ctx, tx, l, c.Job, j); err != nil {
 				return err
 			}

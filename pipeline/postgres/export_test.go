@@ -49,3 +49,8 @@ func NameOf(table string) string {
 	r, _ := newRenditions().newest(table)
 	return r.name()
 }
+
+// RetainedLater is what Retained says so much later, if nothing happens until then.
+func RetainedLater(ctx context.Context, s *Store, project string, later time.Duration) (pipeline.Retained, error) {
+	return s.retained(ctx, project, later)
+}

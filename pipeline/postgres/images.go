@@ -47,7 +47,7 @@ func (s *Store) RecordImage(ctx context.Context, c pipeline.Claim, rec pipeline.
 func insertImage(ctx context.Context, tx pgx.Tx, rec pipeline.ImageRecord) (id int64, err error) {
 	err = tx.QueryRow(ctx, `
 		INSERT INTO images (project, digest, newest) VALUES ($1, $2, $3)
-		ON CONFLICT (digest, project) DO UPDATE SET newest = excluded.newest RETURNING id`,
+		ON CONFLICT (digest, project) DO UPDATE SET newest = excluded.newest, pruned_at = NULL RETURNING id`,
 		rec.Project, string(rec.Built.Image.Digest), string(rec.Run)).Scan(&id)
 	if err != nil {
 		return 0, err

@@ -7,8 +7,16 @@ import (
 	"time"
 )
 
-// reconcileName names the work in the table.
-const reconcileName = "reconcile"
+// Periodic is work that one of the queues of a database does at a time.
+type Periodic struct {
+	// Name under which turns are taken: the same in every process.
+	Name string
+	// Every is counted from start to start.
+	Every time.Duration
+	Do    func(context.Context) error
+	// Failed is what the log says when Do fails.
+	Failed string
+}
 
 // turn takes a turn at periodic work: not before its time, and not while a
 // worker that is alive is still at the one before.
@@ -18,17 +26,14 @@ const turn = `
 	WHERE periodic.started_at <= clock_timestamp() - $3::interval
 	  AND (periodic.worker IS NULL OR periodic.worker = $2 OR periodic.worker NOT IN (` + alive + `))`
 
-// reconcile calls Reconcile whenever it is this worker's turn, until ctx is done.
-func (q *Queue) reconcile(ctx context.Context) {
-	if q.Reconcile == nil || q.ReconcileEvery <= 0 {
-		return
-	}
+// periodic does the work whenever it is this worker's turn, until ctx is done.
+func (q *Queue) periodic(ctx context.Context, p Periodic) {
 	// Often enough that a turn comes about when it should, whoever takes it.
-	tick := time.NewTicker(min(max(q.ReconcileEvery/10, 10*time.Millisecond), 10*time.Second))
+	tick := time.NewTicker(min(max(p.Every/10, 10*time.Millisecond), 10*time.Second))
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		if err := q.reconcileOnce(ctx); err != nil && ctx.Err() == nil {
-			q.Log.WarnContext(ctx, "the registries could not all be compared with the record", "error", err)
+		if err := q.once(ctx, p); err != nil && ctx.Err() == nil {
+			q.Log.WarnContext(ctx, p.Failed, "work", p.Name, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -37,28 +42,28 @@ func (q *Queue) reconcile(ctx context.Context) {
 	}
 }
 
-func (q *Queue) reconcileOnce(ctx context.Context) error {
-	tag, err := q.Pool.Exec(ctx, turn, reconcileName, q.lease.id, q.ReconcileEvery)
+func (q *Queue) once(ctx context.Context, p Periodic) error {
+	tag, err := q.Pool.Exec(ctx, turn, p.Name, q.lease.id, p.Every)
 	if err != nil || tag.RowsAffected() == 0 {
 		return wrap(err, "take a turn")
 	}
 	defer func() {
 		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 		defer cancel()
-		if _, err := q.Pool.Exec(after, `UPDATE periodic SET worker = NULL WHERE name = $1 AND worker = $2`, reconcileName, q.lease.id); err != nil {
-			q.Log.WarnContext(ctx, "the end of a turn was not written; the next one starts when this worker takes it", "error", err)
+		if _, err := q.Pool.Exec(after, `UPDATE periodic SET worker = NULL WHERE name = $1 AND worker = $2`, p.Name, q.lease.id); err != nil {
+			q.Log.WarnContext(ctx, "the end of a turn was not written; the next one starts when this worker takes it", "work", p.Name, "error", err)
 		}
 	}()
-	return q.protected(ctx)
+	return q.protected(ctx, p)
 }
 
 // protected makes an error of a panic.
-func (q *Queue) protected(ctx context.Context) (err error) {
+func (q *Queue) protected(ctx context.Context, p Periodic) (err error) {
 	defer func() {
-		if p := recover(); p != nil {
-			q.Log.ErrorContext(ctx, "reconciliation panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			err = fmt.Errorf("internal error: %v", p)
+		if v := recover(); v != nil {
+			q.Log.ErrorContext(ctx, "periodic work panicked", "work", p.Name, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			err = fmt.Errorf("internal error: %v", v)
 		}
 	}()
-	return q.Reconcile(ctx)
+	return p.Do(ctx)
 }

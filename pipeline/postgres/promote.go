@@ -106,6 +106,9 @@ func (s *Store) promote(ctx context.Context, tx pgx.Tx, r pipeline.PromotionRequ
 			return p, false, err
 		}
 	}
+	if err := stillThere(ctx, tx, c); err != nil {
+		return p, false, err
+	}
 	if !c.passed {
 		var d pipeline.Decision
 		if err := json.Unmarshal(c.decision, &d); err != nil {

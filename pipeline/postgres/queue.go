@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,6 +41,9 @@ type QueueConfig struct {
 	// at a time; the time counts from start to start. Not at all if either is zero.
 	Reconcile      func(context.Context) error
 	ReconcileEvery time.Duration
+	// Periodic is other work that is done now and then, each by one of the queues
+	// of a database at a time.
+	Periodic []Periodic
 	// Log is required.
 	Log *slog.Logger
 }
@@ -71,6 +75,15 @@ func NewQueue(_ context.Context, c QueueConfig) (*Queue, error) {
 		return nil, fmt.Errorf("queue: ReconcileEvery is %s, want more than 0, or 0 for never", c.ReconcileEvery)
 	case c.Concurrency < 0 || c.Concurrency > 1000:
 		return nil, fmt.Errorf("queue: Concurrency is %d, want 1 to 1000, or 0 for the default of 4", c.Concurrency)
+	}
+	if c.Reconcile != nil && c.ReconcileEvery > 0 {
+		c.Periodic = append(slices.Clone(c.Periodic), Periodic{Name: "reconcile", Every: c.ReconcileEvery, Do: c.Reconcile,
+			Failed: "the registries could not all be compared with the record"})
+	}
+	for _, p := range c.Periodic {
+		if p.Name == "" || p.Do == nil || p.Every <= 0 {
+			return nil, fmt.Errorf("queue: periodic work %q needs a name, a function and a time above 0", p.Name)
+		}
 	}
 	if c.MaxAttempts == 0 {
 		c.MaxAttempts = 5
@@ -136,7 +149,9 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.cancel, q.done = cancel, make(chan struct{})
 	var all sync.WaitGroup
 	all.Go(func() { q.lease.keep(background) })
-	all.Go(func() { q.reconcile(background) })
+	for _, p := range q.Periodic {
+		all.Go(func() { q.periodic(background, p) })
+	}
 	go func() {
 		defer close(q.done)
 		all.Wait()

@@ -152,6 +152,9 @@ func (s *Store) RecordSource(ctx context.Context, c pipeline.Claim, src pipeline
 // RecordBuilt implements pipeline.Store.
 func (s *Store) RecordBuilt(ctx context.Context, c pipeline.Claim, b pipeline.Built) error {
 	return s.finished(ctx, c, "record the image that was built", b, func(tx pgx.Tx, _ job) error {
+		if err := notGoing(ctx, tx, c, b); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `UPDATE runs SET image_repository = $2, image_digest = $3 WHERE id = $1`,
 			string(c.Job), b.Image.Repository, string(b.Image.Digest))
 		return err

@@ -18,11 +18,19 @@ type learned struct {
 	auth   map[string]bool      // by host: it wants more than a bare request
 	proven map[string]bool      // by host: it answers as a registry
 	noAPI  map[string]time.Time // by repository: when it said so
+	remove map[string]removed   // by host: how it removes
+}
+
+// removed is what was learnt of how a registry removes, and when.
+type removed struct {
+	how removal
+	at  time.Time
 }
 
 func newLearned(now func() time.Time) *learned {
 	return &learned{
 		now: now, mount: map[string]bool{}, auth: map[string]bool{}, proven: map[string]bool{}, noAPI: map[string]time.Time{},
+		remove: map[string]removed{},
 	}
 }
 
@@ -55,4 +63,18 @@ func (l *learned) noteAPI(repository string, has bool) {
 	} else {
 		l.noAPI[repository] = l.now()
 	}
+}
+
+// removal is how the host was found to remove within the last minutes.
+func (l *learned) removal(host string) (removal, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.remove[host]
+	return r.how, ok && l.now().Sub(r.at) < withoutAPI
+}
+
+func (l *learned) noteRemoval(host string, how removal) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.remove[host] = removed{how, l.now()}
 }

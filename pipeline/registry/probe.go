@@ -247,7 +247,7 @@ func (b *probe) delete(ctx context.Context, blob descriptor) error {
 	if _, err := b.put(ctx, string(d), body); err != nil {
 		return err
 	}
-	removed, err := b.remove(ctx, "manifests/"+string(d))
+	removed, err := b.p.remove(ctx, "manifests/"+string(d))
 	if err != nil {
 		return err
 	}
@@ -264,22 +264,6 @@ func (b *probe) delete(ctx context.Context, blob descriptor) error {
 	return nil
 }
 
-// remove deletes; a refusal is removed false.
-func (b *probe) remove(ctx context.Context, path string) (removed bool, err error) {
-	err = b.p.r.again(ctx, func() error {
-		res, err := b.p.do(ctx, request{method: http.MethodDelete, url: b.p.url(path, nil)})
-		if err != nil {
-			return err
-		}
-		defer closeBody(res)
-		return checkStatus(res, http.StatusAccepted, http.StatusOK, http.StatusNoContent, http.StatusNotFound)
-	})
-	if s := statusOf(err); s >= 400 && s < 500 && s != http.StatusTooManyRequests {
-		return false, nil
-	}
-	return err == nil, b.p.r.explain(b.p.host, "delete "+path+" of", b.p.String(), err)
-}
-
 // clean removes what is left, tags and what refers to others first.
 func (b *probe) clean(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
@@ -290,7 +274,7 @@ func (b *probe) clean(ctx context.Context) {
 	var kept []string
 	for _, l := range b.left {
 		b.p.r.cache.forget(b.p.String(), pipeline.Digest(strings.TrimPrefix(l.path, "manifests/")))
-		removed, err := b.remove(ctx, l.path)
+		removed, err := b.p.remove(ctx, l.path)
 		switch {
 		case err == nil && removed:
 		case rank(l) == 0 && err == nil:

@@ -109,21 +109,33 @@ func New(_ context.Context, c Config) (*Notifier, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if err := Check(c.Receivers); err != nil {
+		return nil, err
+	}
 	n := &Notifier{cfg: c, clients: map[string]*http.Client{}}
-	for i, r := range c.Receivers {
-		at := fmt.Sprintf("notify[%d]", i)
-		if r.Name == "" || strings.Trim(r.Name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
-			return nil, fmt.Errorf("%s.name is %q: want lower-case letters, digits and hyphens", at, r.Name)
-		}
-		if n.clients[r.Name] != nil {
-			return nil, fmt.Errorf("%s.name: %s is listed twice", at, r.Name)
-		}
-		if err := r.check(); err != nil {
-			return nil, fmt.Errorf("notify[%s].%w", r.Name, err)
-		}
+	for _, r := range c.Receivers {
 		n.clients[r.Name] = client(r, c.Timeout)
 	}
 	return n, nil
+}
+
+// Check names what is wrong with the receivers, by their settings.
+func Check(receivers []Receiver) error {
+	names := map[string]bool{}
+	for i, r := range receivers {
+		at := fmt.Sprintf("notify[%d]", i)
+		if r.Name == "" || strings.Trim(r.Name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return fmt.Errorf("%s.name is %q: want lower-case letters, digits and hyphens", at, r.Name)
+		}
+		if names[r.Name] {
+			return fmt.Errorf("%s.name: %s is listed twice", at, r.Name)
+		}
+		names[r.Name] = true
+		if err := r.check(); err != nil {
+			return fmt.Errorf("notify[%s].%w", r.Name, err)
+		}
+	}
+	return nil
 }
 
 func (r Receiver) check() error {

@@ -99,7 +99,7 @@ const maxRedirects = 3
 func client(r Receiver, timeout time.Duration) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{DialContext: dialer(r.Allow, timeout), ForceAttemptHTTP2: true, MaxIdleConns: 2, IdleConnTimeout: time.Minute,
-			TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout, MaxResponseHeaderBytes: 64 << 10},
+			MaxResponseHeaderBytes: 64 << 10}, // the context bounds all the rest
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			switch {
 			case len(via) > maxRedirects:

@@ -18,6 +18,12 @@ type Counts struct {
 	// Drift counts what is open now, Repaired what was put right; by project,
 	// environment and kind.
 	Drift, Repaired []Count
+	// Findings counts what is known now of what environments hold, each finding in
+	// a package version once; by project, environment and severity.
+	Findings []Count
+	// DatabaseAge is how old the newest vulnerability database is that images were
+	// matched with, in seconds; negative when there was none.
+	DatabaseAge float64
 }
 
 // Count is a number with its labels.
@@ -29,6 +35,13 @@ type Count struct {
 // Counts counts, as of one moment.
 func (s *Store) Counts(ctx context.Context) (c Counts, err error) {
 	err = s.read(ctx, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `
+			SELECT coalesce(extract(epoch FROM clock_timestamp() - max(at)), -1)::float8 FROM (
+				SELECT max(db_updated_at) AS at FROM rematches UNION ALL
+				SELECT r.db_updated_at FROM images i JOIN image_records r ON r.run = i.newest WHERE i.id = (SELECT max(id) FROM images)) d`).Scan(&c.DatabaseAge)
+		if err != nil {
+			return err
+		}
 		for _, q := range []struct {
 			into *[]Count
 			sql  string
@@ -47,6 +60,11 @@ func (s *Store) Counts(ctx context.Context) (c Counts, err error) {
 			{&c.Repaired, `
 				SELECT ARRAY[project, environment, kind], count(*) FROM drifts
 				WHERE repaired_at IS NOT NULL GROUP BY project, environment, kind`},
+			{&c.Findings, `
+				SELECT ARRAY[l.project, l.environment, (ARRAY['unknown', 'low', 'medium', 'high', 'critical'])[f.severity + 1]],
+				       count(DISTINCT (f.id, f.package, f.version))
+				FROM lanes l JOIN promotions p ON p.id = l.current JOIN images i ON i.id = p.image
+				JOIN findings f ON f.run = i.newest AND f.gone_at IS NULL GROUP BY l.project, l.environment, f.severity`},
 		} {
 			rows, err := tx.Query(ctx, q.sql)
 			if err != nil {

@@ -143,61 +143,45 @@ func renderEntries(ctx context.Context, tx pgx.Tx, all renditions, entries []pen
 	b.Queue(`SELECT clock_timestamp()`).QueryRow(func(row pgx.Row) error { return row.Scan(&at) })
 	b.Queue(`SELECT nextval(pg_get_serial_sequence('log_entries', 'id')) FROM generate_series(1, $1::int)`, len(entries)).
 		Query(func(rows pgx.Rows) error { ids, err = pgx.CollectRows(rows, pgx.RowTo[int64]); return err })
-	byTable := map[string][]rowRef{}
+	digests = map[string]map[string]pipeline.Digest{}
 	for _, p := range entries {
 		for _, ref := range p.rows {
-			byTable[ref.table] = append(byTable[ref.table], ref)
-		}
-	}
-	digests = map[string]map[string]pipeline.Digest{}
-	for table, refs := range byTable {
-		r, ok := all.newest(table)
-		if !ok {
-			return at, nil, nil, fmt.Errorf("table %s has no rendition", table)
-		}
-		found := map[string]pipeline.Digest{}
-		digests[table] = found
-		names, columns := []string{}, make([][]string, len(r.key))
-		seen := map[string]bool{}
-		for _, ref := range refs {
-			if len(ref.key) != len(r.key) {
-				return at, nil, nil, fmt.Errorf("a row of %s is named by %d columns, not %d", table, len(r.key), len(ref.key))
+			r, ok := all.newest(ref.table)
+			if !ok || len(ref.key) != len(r.key) {
+				return at, nil, nil, fmt.Errorf("no row of %s is named by %q", ref.table, ref.key)
+			}
+			found := digests[ref.table]
+			if found == nil {
+				found = map[string]pipeline.Digest{}
+				digests[ref.table] = found
 			}
 			name := r.join(ref.key)
-			if seen[name] {
+			if _, asked := found[name]; asked {
 				continue
 			}
-			seen[name] = true
-			names = append(names, name)
+			found[name] = ""
+			args := make([]any, len(ref.key))
 			for i, k := range ref.key {
-				columns[i] = append(columns[i], k)
+				args[i] = k
 			}
-		}
-		args := make([]any, len(columns))
-		for i, c := range columns {
-			args[i] = c
-		}
-		b.Queue(r.query, args...).Query(func(rows pgx.Rows) error {
-			var n int64
-			var digest *string
-			_, err := pgx.ForEachRow(rows, []any{&n, &digest}, func() error {
-				if digest != nil {
-					found[names[n-1]] = pipeline.Digest(*digest)
+			b.Queue(r.one, args...).QueryRow(func(row pgx.Row) error {
+				var digest string
+				if err := row.Scan(&digest); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+					return err
 				}
-				digest = nil
+				found[name] = pipeline.Digest(digest)
 				return nil
 			})
-			return err
-		})
+		}
 	}
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return at, nil, nil, err
 	}
-	for table, refs := range byTable {
-		r, _ := all.newest(table)
-		for _, ref := range refs {
-			if there := digests[table][r.join(ref.key)] != ""; there == ref.gone {
-				return at, nil, nil, fmt.Errorf("row %s of %s is not as the entry has it (there: %t)", r.join(ref.key), table, there)
+	for _, p := range entries {
+		for _, ref := range p.rows {
+			r, _ := all.newest(ref.table)
+			if there := digests[ref.table][r.join(ref.key)] != ""; there == ref.gone {
+				return at, nil, nil, fmt.Errorf("row %s of %s is not as a %s entry has it (there: %t)", r.join(ref.key), ref.table, p.entry.Kind, there)
 			}
 		}
 	}

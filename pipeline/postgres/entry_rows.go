@@ -49,8 +49,8 @@ type rendition struct {
 	where string
 	// members of the object; see member.
 	members []string
-	// query is byKeys, made once.
-	query string
+	// query is byKeys and one is byKey, made once.
+	query, one string
 }
 
 // member is one member: "name" is that column, "name:at" a time, "name:sum" the
@@ -135,6 +135,20 @@ func (r rendition) byKeys() string {
 		" AND " + r.protected() + " LIMIT 1) d ON true"
 }
 
+// byKey renders one row. PostgreSQL plans it once for a connection, which of
+// arrays it does every time, and that takes longer than the rendering.
+func (r rendition) byKey() string {
+	var same []string
+	for i, k := range r.key {
+		column, kind, ok := strings.Cut(k, ":")
+		if !ok {
+			kind = "text"
+		}
+		same = append(same, fmt.Sprintf("t.%s = $%d::text::%s", column, i+1, kind))
+	}
+	return "SELECT " + r.digest() + " FROM " + r.table + " t WHERE " + strings.Join(same, " AND ") + " AND " + r.protected()
+}
+
 // join is a row's name in the log.
 func (r rendition) join(key []string) string { return strings.Join(key, r.sep) }
 
@@ -170,7 +184,7 @@ type renditions map[string][]rendition
 func newRenditions() renditions {
 	all := renditions{}
 	for _, r := range protected() {
-		r.query = r.byKeys()
+		r.query, r.one = r.byKeys(), r.byKey()
 		all[r.table] = append(all[r.table], r)
 	}
 	return all

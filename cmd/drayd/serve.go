@@ -29,7 +29,7 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 	}
 	// Libraries that log by themselves do it here: Trivy's handler would keep
 	// their lines until somebody asks for them.
-	slog.SetDefault(log)
+	slog.SetDefault(libraries(log))
 	p := &parts{settings: s, log: log}
 	defer p.Close()
 	if err := p.openDatabase(ctx); err != nil {
@@ -75,6 +75,14 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 	defer stopBackground()
 	if s.Works() {
 		go p.probeNew(background)
+		tell, err := p.notices(background)
+		if err != nil {
+			stopWork(s.Worker.Drain)
+			return err
+		}
+		told := make(chan struct{})
+		go func() { defer close(told); tell() }()
+		defer func() { stopBackground(); <-told }()
 	}
 	stopMetrics, err := p.serveMetrics()
 	if err != nil {
@@ -114,7 +122,7 @@ func (p *parts) work(ctx context.Context) (stop func(drain time.Duration), err e
 	p.onClose(rest.stop)
 	queue, err := postgres.NewQueue(ctx, postgres.QueueConfig{
 		Pool: p.pool, Store: p.store, Run: during(rest, pipe.Run), Promote: during(rest, pipe.Promote),
-		Reconcile: p.reconcile, ReconcileEvery: s.Reconcile.Every,
+		Reconcile: p.reconcile, ReconcileEvery: s.Reconcile.Every, Periodic: p.periodic(),
 		MaxAttempts: s.Worker.MaxAttempts, Concurrency: s.Worker.Concurrency, Log: p.log,
 	})
 	if err != nil {

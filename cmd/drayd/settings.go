@@ -79,6 +79,10 @@ type Settings struct {
 		Every time.Duration `koanf:"every" default:"10m" help:"How often what the environments hold is compared with the record. 0 never does."`
 	} `koanf:"reconcile"`
 
+	Rematch struct {
+		Every time.Duration `koanf:"every" default:"10m" help:"How often it is looked whether there is a newer vulnerability database to match recorded images with. 0 never does."`
+	} `koanf:"rematch"`
+
 	Copy struct {
 		Remember time.Duration `koanf:"remember" default:"24h" help:"How long it is believed that something is still in a registry where it was verified. A registry that collects garbage by itself wants less."`
 	} `koanf:"copy"`
@@ -89,6 +93,7 @@ type Settings struct {
 
 	Registries []RegistrySettings `koanf:"registries" help:"How to reach registries. One that is not listed is reached over HTTPS without credentials."`
 	Git        []GitSettings      `koanf:"git" help:"Credentials for cloning, by origin."`
+	Notify     []NotifySettings   `koanf:"notify" help:"Who is told of what by signed webhooks; see notifications.md."`
 	Projects   []ProjectSettings  `koanf:"projects" help:"The repositories that Dray watches. At least one is required."`
 }
 
@@ -218,6 +223,10 @@ func (s *Settings) readSecrets() (problems []error) {
 	for i := range s.Git {
 		g := &s.Git[i]
 		read(fmt.Sprintf("git[%s].token", g.Origin), &g.Token, g.TokenFile)
+	}
+	for i := range s.Notify {
+		n := &s.Notify[i]
+		read(fmt.Sprintf("notify[%s].secret", n.Name), &n.Secret, n.SecretFile)
 	}
 	for i := range s.Projects {
 		p := &s.Projects[i]

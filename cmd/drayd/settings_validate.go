@@ -83,6 +83,12 @@ func (s *Settings) Validate() error {
 			problems = append(problems, err)
 		}
 	}
+	if s.Rematch.Every < 0 {
+		bad("rematch.every is %s: want a positive duration, or 0 for never", s.Rematch.Every)
+	}
+	if _, err := s.receivers(); err != nil {
+		problems = append(problems, err)
+	}
 	return errors.Join(problems...)
 }
 
@@ -215,6 +221,9 @@ func (s *Settings) Secrets() []string {
 	}
 	for _, p := range s.Projects {
 		out = append(out, p.WebhookSecret)
+	}
+	for _, n := range s.Notify {
+		out = append(out, n.Secret)
 	}
 	return out
 }

@@ -98,7 +98,7 @@ func (a *API) eligibility(ctx context.Context, r pipeline.PromotionRequest) (pip
 	if err != nil {
 		return e, fmt.Errorf("whether %s could enter %s: %w", r.Image, r.Environment, err)
 	}
-	tidy(&e.Decision)
+	e.Decision = *tidy(&e.Decision)
 	return e, nil
 }
 

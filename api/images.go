@@ -68,7 +68,7 @@ func (a *API) registerImages() {
 		detail.Platforms, detail.Findings = list(detail.Platforms), list(detail.Findings)
 		detail.Tags, detail.Signatures = list(detail.Tags), list(detail.Signatures)
 		detail.Attestations, detail.Promotions = list(detail.Attestations), list(detail.Promotions)
-		tidy(&detail.Decision)
+		detail.Decision = *tidy(&detail.Decision)
 		view := ImageView{ImageDetail: detail}
 		if a.VerifyCommands != nil {
 			view.VerifyCommands = a.VerifyCommands(detail.Image)

@@ -157,7 +157,7 @@ func (a *API) promotion(ctx context.Context, n need, id pipeline.PromotionID) (p
 // tidyPromotion makes a promotion's lists readable without null checks.
 func tidyPromotion(p pipeline.Promotion) pipeline.Promotion {
 	p.Approvals = list(p.Approvals)
-	tidy(p.Decision)
+	p.Decision = tidy(p.Decision)
 	return p
 }
 

@@ -107,13 +107,17 @@ func (a *API) runDetail(ctx context.Context, n need, id pipeline.RunID) (pipelin
 		return pipeline.RunDetail{}, found(err, "run", string(id))
 	}
 	run.Stages, run.Tags = list(run.Stages), list(run.Tags)
-	tidy(run.Decision)
+	run.Decision = tidy(run.Decision)
 	return run, nil
 }
 
-// tidy makes a decision's lists readable without null checks.
-func tidy(d *pipeline.Decision) {
-	if d != nil {
-		d.Rules = list(d.Rules)
+// tidy makes a decision's lists readable without null checks. The store's own
+// stays as it is.
+func tidy(d *pipeline.Decision) *pipeline.Decision {
+	if d == nil {
+		return nil
 	}
+	tidied := *d
+	tidied.Rules = list(d.Rules)
+	return &tidied
 }

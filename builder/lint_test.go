@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -241,7 +242,7 @@ func TestHostileLint(t *testing.T) {
 		"what cannot be built": {"FROM debian:12\nCOPY --from=$A / /\n", "variable expansion is not supported"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			begin := time.Now()
+			begin := spent(t)
 			ignore := strings.Split(many("**/x%d*?[a-z]/y,", 5000), ",")
 			found, err := lintText(t, c.text, pipeline.Plan{Ignore: ignore[:len(ignore)-1]})
 			if c.says == "" && err != nil && !strings.Contains(err.Error(), "buildkit's checks") || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
@@ -250,7 +251,7 @@ func TestHostileLint(t *testing.T) {
 			if len(found) == 0 || len(found) > maxFindings {
 				t.Errorf("%d findings", len(found))
 			}
-			if took := time.Since(begin); took > lintTimeout/2 {
+			if took := spent(t) - begin; took > lintTimeout/2 {
 				t.Errorf("it took %s", took)
 			}
 		})
@@ -275,11 +276,22 @@ func FuzzLint(f *testing.F) {
 		if err != nil {
 			return
 		}
-		begin := time.Now()
+		begin := spent(t)
 		plan := pipeline.Plan{Platforms: []pipeline.Platform{"linux/amd64"}, Args: map[string]string{"A": "x"}}
 		_, _ = d.lint(t.Context(), plan, "linux/amd64", lintConfigs())
-		if took := time.Since(begin); took > lintTimeout/2 {
+		if took := spent(t) - begin; took > lintTimeout/2 {
 			t.Errorf("it took %s", took)
 		}
 	})
+}
+
+// spent is the processor time of this process so far: what a hostile file costs
+// does not depend on what else the machine does.
+func spent(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

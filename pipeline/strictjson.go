@@ -107,7 +107,9 @@ func notJSON(d *json.Decoder, err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	// Which of these it is depends on the version of encoding/json.
+	var syntax *json.SyntaxError
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || (errors.As(err, &syntax) && strings.HasPrefix(syntax.Error(), "unexpected end")) {
 		return errors.New("not JSON: it ends in the middle")
 	}
 	return fmt.Errorf("not JSON, near byte %d: %w", d.InputOffset(), err)

@@ -186,7 +186,7 @@ func TestDemo(t *testing.T) {
 		return string(out)
 	}
 	first := play()
-	says(t, first, "✓ tagged in dev: 1.0.0, 1.0, 1, sha-", "CVE-2024-45337", "✓ it carries no tag", "✓ prod holds the same digest", "Everything was proved")
+	says(t, first, "✓ tagged in dev: 1.0.0, 1.0, sha-", "CVE-2024-45337", "✓ it carries no tag", "✓ prod holds the same digest", "✓ refused: severity", "✓ prod is back at 1.0.0", "✓ Dray noticed, and put it back", "Everything was proved")
 	env, err := os.ReadFile(filepath.Join(dir, "env"))
 	if err != nil {
 		t.Fatal(err)

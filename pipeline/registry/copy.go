@@ -112,6 +112,7 @@ type transfer struct {
 	done      pipeline.Copied
 	confirmed []pipeline.Content // by this transfer
 	written   map[pipeline.Digest]bool
+	turns     map[pipeline.Digest]*sync.Mutex // by subject
 }
 
 func (t *transfer) run(ctx context.Context) error {
@@ -214,7 +215,7 @@ func (t *transfer) manifest(ctx context.Context, m *manifest) error {
 		}
 	}
 	if !there {
-		said, err := t.to.put(ctx, string(m.digest), m.mediaType, m.body)
+		said, err := t.put(ctx, m)
 		if err != nil {
 			return err
 		}
@@ -232,6 +233,38 @@ func (t *transfer) manifest(ctx context.Context, m *manifest) error {
 	}
 	t.note(m.content(""))
 	return nil
+}
+
+// put writes a manifest. One with a subject is written under the subject's lock:
+// there are registries with the referrers API that lose an entry when two come
+// at once, also one that was listed a moment ago.
+func (t *transfer) put(ctx context.Context, m *manifest) (accepted, error) {
+	if m.subject != "" {
+		// One of this transfer at a time asks for the lock: it may cost a database
+		// connection.
+		turn := t.turn(m.subject)
+		turn.Lock()
+		defer turn.Unlock()
+		unlock, err := t.to.lock(ctx, m.subject)
+		if err != nil {
+			return accepted{}, err
+		}
+		defer unlock()
+	}
+	return t.to.put(ctx, string(m.digest), m.mediaType, m.body)
+}
+
+// turn is what the writers of one subject's referrers take turns by.
+func (t *transfer) turn(subject pipeline.Digest) *sync.Mutex {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.turns == nil {
+		t.turns = map[pipeline.Digest]*sync.Mutex{}
+	}
+	if t.turns[subject] == nil {
+		t.turns[subject] = &sync.Mutex{}
+	}
+	return t.turns[subject]
 }
 
 // content is what a record says of a manifest; subject is empty unless it is

@@ -152,10 +152,8 @@ func (p *repository) attach(ctx context.Context, subject pipeline.Digest, refs [
 			// They were pushed before the registry had the API, or the registry lost
 			// the entries, as some do when two come at once: a push with a subject
 			// enters it.
-			for _, m := range missing {
-				if _, err := p.put(ctx, string(m.digest), m.mediaType, m.body); err != nil {
-					return err
-				}
+			if err := p.enter(ctx, subject, missing); err != nil {
+				return err
 			}
 		}
 	})
@@ -164,6 +162,21 @@ func (p *repository) attach(ctx context.Context, subject pipeline.Digest, refs [
 			p.host, missing[0].digest, imageName(p, string(subject)))
 	}
 	return err
+}
+
+// enter pushes referrers again, under the lock of their subject.
+func (p *repository) enter(ctx context.Context, subject pipeline.Digest, refs []*manifest) error {
+	unlock, err := p.lock(ctx, subject)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, m := range refs {
+		if _, err := p.put(ctx, string(m.digest), m.mediaType, m.body); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 var errNotListed = errors.New("a referrer is not listed")

@@ -213,7 +213,7 @@ func (s *site) push(ref, what string) pipeline.Digest {
 	s.t.Helper()
 	ctx := s.t.Context()
 	a, err := s.store.Accept(ctx, pipeline.Delivery{Forge: "github", ID: ref + what, Project: "app", ReceivedAt: time.Now(),
-		Event: pipeline.Event{Kind: pipeline.EventPush, Source: "acme/app", Ref: ref, After: fmt.Sprintf("%040x", what)[:40], Pusher: "ada"}})
+		Event: pipeline.Event{Kind: pipeline.EventPush, Source: "acme/app", Ref: ref, After: sum([]byte(what)).Hex()[:40], Pusher: "ada"}})
 	check(s.t, err)
 	check(s.t, s.pipeline.Run(ctx, a.Run))
 	detail, err := s.store.RunDetail(ctx, a.Run)
@@ -295,12 +295,14 @@ func verifyBundle(raw []byte, trust evidence.Trust) (evidence.Result, error) {
 func history(t testing.TB, host string) (s *site, image pipeline.Digest) {
 	s = newSite(t, host)
 	image = s.push("refs/tags/v1.0.0", "one")
+	_, err := s.Settle(t.Context()) // so that there is more than one checkpoint
+	check(t, err)
 	high := pipeline.Finding{ID: "CVE-2026-0001", Severity: pipeline.SeverityHigh, Package: "openssl", Version: "3.0.1", FixedIn: "3.0.2"}
 	s.known(high)
 	if p := s.promote(image, "staging", "rita"); p.State != pipeline.StateRefused {
 		t.Fatalf("with a finding: %s %s", p.State, p.Reason)
 	}
-	_, err := s.store.AddException(t.Context(), pipeline.Exception{Project: "app", Finding: high.ID, Reason: "not reachable", Author: "sam", ExpiresAt: time.Now().Add(24 * time.Hour)})
+	_, err = s.store.AddException(t.Context(), pipeline.Exception{Project: "app", Finding: high.ID, Reason: "not reachable", Author: "sam", ExpiresAt: time.Now().Add(24 * time.Hour)})
 	check(t, err)
 	if p := s.promote(image, "staging", "rita"); p.State != pipeline.StateSucceeded {
 		t.Fatalf("with an exception: %s %s", p.State, p.Reason)

@@ -1,8 +1,10 @@
 package evidence
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -167,6 +169,10 @@ func tame(s string) string {
 func (v *verification) inventoryClaim() {
 	const claim = "inventory"
 	m := v.Manifest
+	if err := plainEnvelope(v.inventory); err != nil {
+		v.fail(claim, InventoryName, "%v", err)
+		return
+	}
 	st, err := v.trust.Envelope(v.inventory, v.image, PredicateInventory)
 	if err != nil {
 		v.fail(claim, InventoryName, "%v", err)
@@ -187,6 +193,34 @@ func (v *verification) inventoryClaim() {
 	default:
 		v.pass(claim, InventoryName, "%d files, collected %s, complete by the word of key %s", said.Files, at(said.CollectedAt), short(st.KeyID))
 	}
+}
+
+// plainEnvelope: the envelope is written in the one form in which it is made, so
+// that there is nothing in it that nobody signed.
+func plainEnvelope(raw []byte) error {
+	type signature struct {
+		KeyID string `json:"keyid"`
+		Sig   []byte `json:"sig"`
+	}
+	var e struct {
+		PayloadType string      `json:"payloadType"`
+		Payload     []byte      `json:"payload"`
+		Signatures  []signature `json:"signatures"`
+	}
+	if err := decode(raw, &e); err != nil {
+		return fmt.Errorf("not a DSSE envelope: %w", err)
+	}
+	for i := range e.Signatures {
+		e.Signatures[i].KeyID = "" // a hint that nobody signs
+	}
+	again, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(again, raw) {
+		return errors.New("the envelope is not in the form in which it was made")
+	}
+	return nil
 }
 
 // documents reads what the other claims look at.

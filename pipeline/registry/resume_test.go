@@ -115,7 +115,7 @@ func TestLargeBlobGoesOnAfterABreak(t *testing.T) {
 					c.to(to)
 				}
 				// The destination needs a moment to notice that the line broke.
-				r := start(t, registry.Config{Timing: registry.Timing{Backoff: 200 * time.Millisecond}}, from.Host, to.Host)
+				r := start(t, registry.Config{Timing: registry.Timing{Backoff: time.Second}}, from.Host, to.Host)
 				if _, err := r.Copy(t.Context(), pipeline.Image{Repository: src, Digest: digestOf(t, img)}, dst); err != nil {
 					t.Fatal(err)
 				}

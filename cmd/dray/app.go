@@ -146,6 +146,7 @@ Environment:
   DRAY_URL         address of the server, such as https://dray.example
   DRAY_TOKEN       token for it
   DRAY_PUBLIC_KEY  file with the public key that dray verify trusts
+  DRAY_LOG_KEY     file with the public key of the evidence log
   NO_COLOR         when set, nothing is coloured
 
 ` + exitHelp,
@@ -179,7 +180,7 @@ Environment:
 	completeWith(root, "output", formats...)
 	root.AddCommand(a.runCommand(), a.imageCommand(), a.promoteCommand(), a.rollbackCommand(), a.diffCommand(), a.approveCommand(), a.rejectCommand(),
 		a.promotionCommand(), a.projectCommand(), a.environmentCommand(), a.exceptionCommand(), a.vexCommand(), a.driftCommand(), a.registryCommand(),
-		a.packageCommand(), a.verifyCommand(), a.versionCommand())
+		a.packageCommand(), a.logCommand(), a.verifyCommand(), a.versionCommand())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root

@@ -29,7 +29,7 @@ CREATE INDEX retentions_listed ON retentions (project, id DESC);
 CREATE TABLE prunings (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     retention   text COLLATE "C" NOT NULL REFERENCES retentions,
-    project     text COLLATE "C" NOT NULL REFERENCES projects,
+    project     text COLLATE "C" NOT NULL,
     repository  text NOT NULL,
     digest      text COLLATE "C" NOT NULL,
     -- The manifests that go.

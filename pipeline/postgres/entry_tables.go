@@ -59,7 +59,7 @@ func protected() []rendition {
 
 		// Packages are the image's, not a record's: those of its newest.
 		{table: "images", form: 1, key: []string{"id:bigint"}, members: []string{
-			"id", "project", "digest", "newest",
+			"id", "project", "digest", "newest", "pruned_at:at",
 			"platforms=" + fold("image_platforms c", "c.image = t.id", "c.position", "position", "platform", "digest", "size", "media_type"),
 			"packages=" + fold("image_packages c JOIN packages p ON p.id = c.package", "c.image = t.id", "c.report, c.position",
 				"report", "position", "platform", "type=p.type", "name=p.name", "version=p.version", "purl=p.purl", "path", "layer", "licenses"),
@@ -77,7 +77,7 @@ func protected() []rendition {
 			"project", "environment", "current", "placed"}},
 
 		{table: "placements", form: 1, key: []string{"promotion"}, members: append([]string{
-			"promotion", "image", "environment", "repository", "copied:sum", "recorded_at:at"}, verifiedOf("t.promotion")...)},
+			"promotion", "image", "environment", "repository", "copied:sum", "recorded_at:at", "pruned_at:at"}, verifiedOf("t.promotion")...)},
 
 		{table: "project_versions", form: 1, key: []string{"project", "version:integer"}, sep: "@", members: []string{
 			"project", "version", "digest", "settings:sum", "created_at:at", "applied_by", "origin"}},
@@ -90,7 +90,7 @@ func protected() []rendition {
 
 		// What a run has found out counts when it is over.
 		{table: "runs", form: 1, key: []string{"id"}, members: []string{
-			"id", "event_key=encode(t.event_key, 'hex')", "ref", "event:sum", "retry_of", "first_run", "requested_by",
+			"id", "event_key=encode(t.event_key, 'hex')", "ref", "event:sum", "retry_of", "first_run", "requested_by", "logs_pruned_at:at",
 			"commit_sha=CASE WHEN " + runOver + " THEN t.commit_sha END",
 			"source=CASE WHEN " + runOver + " THEN " + sum("t.source") + " END",
 			"image_repository=CASE WHEN " + runOver + " THEN t.image_repository END",

@@ -197,8 +197,18 @@ func (s *Store) EndPruning(ctx context.Context, p pipeline.Pruning, o pipeline.R
 		d := data{"removed": x.Kind, "plan": plan, "repository": x.Image.Repository, "environment": x.Environment,
 			"tags": x.Tags, "reason": x.Reason}
 		listed(d, "manifests", x.Manifests)
-		return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryRetentionApplied, Project: project, Actor: by, Subject: run,
-			Image: x.Image.Digest, Data: d.json()}, rows...)
+		// One entry is about so many rows; an image that was promoted more often has
+		// several.
+		for first := true; first || len(rows) > 0; first = false {
+			n := min(len(rows), maxRows)
+			err := s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryRetentionApplied, Project: project, Actor: by, Subject: run,
+				Image: x.Image.Digest, Data: d.json()}, rows[:n]...)
+			if err != nil {
+				return err
+			}
+			rows = rows[n:]
+		}
+		return nil
 	})
 	return wrap(err, "record the removal of %s", p.Removal.Image)
 }
@@ -215,7 +225,7 @@ func (s *Store) unrecord(ctx context.Context, tx pgx.Tx, project string, x pipel
 	if err != nil {
 		return nil, err
 	}
-	for _, tag := range tags[:min(len(tags), maxRows-1)] {
+	for _, tag := range tags {
 		r := row("tags", x.Image.Repository, tag)
 		r.gone = true
 		rows = append(rows, r)
@@ -224,10 +234,17 @@ func (s *Store) unrecord(ctx context.Context, tx pgx.Tx, project string, x pipel
 		return rows, nil
 	}
 	if x.Environment != "" {
-		_, err := tx.Exec(ctx, `
+		found, err := tx.Query(ctx, `
 			UPDATE placements SET pruned_at = clock_timestamp()
-			WHERE repository = $1 AND environment = $2 AND pruned_at IS NULL AND image IN (SELECT id FROM images WHERE project = $3 AND digest = $4)`,
-			x.Image.Repository, x.Environment, project, string(x.Image.Digest))
+			WHERE repository = $1 AND environment = $2 AND pruned_at IS NULL AND image IN (SELECT id FROM images WHERE project = $3 AND digest = $4)
+			RETURNING promotion`, x.Image.Repository, x.Environment, project, string(x.Image.Digest))
+		if err != nil {
+			return nil, err
+		}
+		placements, err := pgx.CollectRows(found, pgx.RowTo[string])
+		for _, id := range placements {
+			rows = append(rows, row("placements", id))
+		}
 		return rows, err
 	}
 	var id int64

@@ -182,8 +182,12 @@ func (s *Store) PruneLogs(ctx context.Context, run string, of []pipeline.LogRemo
 		if _, err := tx.Exec(ctx, `UPDATE runs SET logs_pruned_at = clock_timestamp() WHERE id = ANY($1)`, part); err != nil {
 			return err
 		}
+		var rows []rowRef
+		for _, id := range part {
+			rows = append(rows, row("runs", id))
+		}
 		return s.entry(ctx, tx, pipeline.Entry{Kind: pipeline.EntryRetentionApplied, Project: project, Actor: by, Subject: run,
-			Data: data{"removed": "logs", "plan": plan, "runs": part}.json()})
+			Data: data{"removed": "logs", "plan": plan, "runs": part}.json()}, rows...)
 	})
 	return len(part) == pruneRuns, err
 }

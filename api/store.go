@@ -14,6 +14,9 @@ type Store interface {
 	// same delivery id, or the same event under another id, gives the first
 	// one's run, or the newest retry of that, and writes no second.
 	Accept(context.Context, pipeline.Delivery) (pipeline.Accepted, error)
+	// RefuseDelivery notes that a webhook was not let in. It bounds by itself
+	// what a flood of them can write.
+	RefuseDelivery(context.Context, pipeline.Refusal) error
 	// Retry writes a new run of the same event, and its job, in one transaction,
 	// if the run failed or was refused. While a run of that event is open, it
 	// gives that one (created is false). A run that is open itself, or an event

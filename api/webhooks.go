@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -68,6 +69,7 @@ func (a *API) webhook(w http.ResponseWriter, r *http.Request, forge, project str
 	accepted, status, err := a.receive(w, r, forge, project)
 	if err != nil {
 		p := a.problem(r.Context(), err)
+		a.refused(r, forge, project, p)
 		switch p.Status {
 		case http.StatusRequestEntityTooLarge, http.StatusRequestTimeout:
 			// The rest of the body is not worth reading.
@@ -91,6 +93,31 @@ func (a *API) webhook(w http.ResponseWriter, r *http.Request, forge, project str
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // the delivery stands, whether the answer arrives or not
+}
+
+// refuseTimeout bounds how long the answer to a refused delivery waits for the
+// evidence log.
+const refuseTimeout = 2 * time.Second
+
+// refused notes a delivery that was not let in, and not what went wrong here.
+// The answer does not depend on it: whoever is refused must not learn from it
+// how the database is.
+func (a *API) refused(r *http.Request, forge, project string, p *Problem) {
+	if p.Status >= http.StatusInternalServerError || p.Status == http.StatusRequestTimeout {
+		return
+	}
+	if !slices.ContainsFunc(a.Hooks, func(h Hook) bool { return h.Forge == forge && h.Project == project }) {
+		project = "" // anybody can make up an address
+	}
+	refusal := pipeline.Refusal{Forge: forge, Project: project, Reason: p.Type + ": " + p.Title}
+	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		refusal.From = from.Addr()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), refuseTimeout)
+	defer cancel()
+	if err := a.Store.RefuseDelivery(ctx, refusal); err != nil {
+		a.Log.WarnContext(ctx, "a refused delivery was not noted", "forge", forge, "error", err)
+	}
 }
 
 // receive takes a delivery in: size, signature, content, in this order.

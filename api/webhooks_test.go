@@ -130,6 +130,13 @@ func TestWebhookRefuses(t *testing.T) {
 			if n := len(s.store.Accepted()); n != 0 {
 				t.Errorf("%d deliveries were accepted", n)
 			}
+			project := ""
+			if tc.path == "/hello-go" {
+				project = "hello-go"
+			}
+			if r := s.store.Refused(); len(r) != 1 || r[0].Forge != "github" || r[0].Project != project || !r[0].From.IsValid() || !strings.Contains(r[0].Reason, tc.problem) {
+				t.Errorf("noted as refused: %+v", r)
+			}
 			if parsed := s.forge.parsed.Load() > 0; parsed != tc.parsed {
 				t.Errorf("parsed: %v, want %v", parsed, tc.parsed)
 			}

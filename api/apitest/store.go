@@ -48,6 +48,7 @@ type Store struct {
 	deliveries map[string]pipeline.Accepted
 	keys       map[string]request
 	accepted   []pipeline.Delivery
+	refused    []pipeline.Refusal
 	faults     map[string]fault
 }
 
@@ -210,6 +211,21 @@ func (s *Store) Accept(ctx context.Context, d pipeline.Delivery) (a pipeline.Acc
 		return nil
 	})
 	return a, err
+}
+
+// Refused returns the deliveries that were noted as refused, in order.
+func (s *Store) Refused() []pipeline.Refusal {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]pipeline.Refusal(nil), s.refused...)
+}
+
+// RefuseDelivery keeps all of them.
+func (s *Store) RefuseDelivery(ctx context.Context, r pipeline.Refusal) error {
+	return s.do(ctx, "RefuseDelivery", func() error {
+		s.refused = append(s.refused, r)
+		return nil
+	})
 }
 
 // Retry queues another run of the event of a run that failed or was refused.

@@ -193,6 +193,7 @@ func New(c Config) (*API, error) {
 	a.registerExceptions()
 	a.registerVEX()
 	a.registerRegistries()
+	a.registerRematches()
 	a.registerImages()
 	a.registerPackages()
 	a.registerAudit()

@@ -84,6 +84,8 @@ type Store interface {
 	Drifts(ctx context.Context, project string, all bool, page pipeline.Page) ([]pipeline.Drift, error)
 	// Registries lists what the last probe of each registry learnt, by host.
 	Registries(context.Context) ([]pipeline.RegistryProbe, error)
+	// Rematches lists passes of re-matching, newest first.
+	Rematches(context.Context, pipeline.Page) ([]pipeline.RematchPass, error)
 
 	Auditor
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dray-project/dray/pipeline"
 )
@@ -233,6 +234,18 @@ func (s *Store) Drifts(ctx context.Context, project string, all bool, page pipel
 			}
 		}
 		out = cut(some, page, func(d pipeline.Drift) string { return d.ID })
+		return nil
+	})
+	return out, err
+}
+
+// Rematches lists one pass.
+func (s *Store) Rematches(ctx context.Context, page pipeline.Page) (out []pipeline.RematchPass, err error) {
+	err = s.do(ctx, "Rematches", func() error {
+		end := Clock.Add(1500 * time.Millisecond)
+		out = cut([]pipeline.RematchPass{{ID: "rmt_00000000000000000002", StartedAt: Clock, FinishedAt: &end, Images: 12, Unaffected: 9, Changed: 2, Appeared: 3, Gone: 1, Refused: 1,
+			Database: pipeline.VulnerabilityDatabase{Reference: "mirror.example/trivy-db:2", Digest: Digest("d"), UpdatedAt: Clock}}},
+			page, func(p pipeline.RematchPass) string { return string(p.ID) })
 		return nil
 	})
 	return out, err

@@ -36,7 +36,11 @@ func scanned(i pipeline.ImageDetail) string {
 	if i.ScannedAt.IsZero() {
 		return ""
 	}
-	return fmt.Sprintf("%s with %s, database of %s", when(i.ScannedAt), i.Scanner, when(i.Database.UpdatedAt))
+	again := ""
+	if i.MatchedAt != nil {
+		again = fmt.Sprintf(", matched again %s", when(*i.MatchedAt))
+	}
+	return fmt.Sprintf("%s with %s%s, database of %s", when(i.ScannedAt), i.Scanner, again, when(i.Database.UpdatedAt))
 }
 
 // maxFindings is how many findings a table shows; the other formats have all.

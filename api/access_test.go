@@ -37,6 +37,9 @@ func wired(c *api.Config) {
 		}
 		return pipeline.RegistryProbe{Host: host, Referrers: pipeline.CapabilityYes}, nil
 	}
+	c.Evidence = func(_ context.Context, project string, d pipeline.Digest) (api.EvidenceBundle, error) {
+		return bundle("evidence of " + project + " " + string(d)), nil
+	}
 	c.Eligibility = func(_ context.Context, r pipeline.PromotionRequest) (pipeline.Eligibility, error) {
 		if r.Environment == "moon" {
 			return pipeline.Eligibility{}, fmt.Errorf("project %s has no environment %q: %w", r.Project, r.Environment, pipeline.ErrInvalid)
@@ -105,6 +108,7 @@ func operations() map[string]attempt {
 		"GET /api/v1/images/{digest}":          {"viewer", "", image},
 		"GET /api/v1/images/{digest}/sbom":     {"viewer", "", image + "/sbom?platform=linux/amd64"},
 		"GET /api/v1/images/{digest}/diff":     {"viewer", "", image + "/diff?environment=prod"},
+		"GET /api/v1/images/{digest}/evidence": {"viewer", "", image + "/evidence"},
 		"GET /api/v1/packages":                 {"viewer", "", "/api/v1/packages?name=rsc.io/quote"},
 		"GET /api/v1/audit/packages":           {"viewer", "", "/api/v1/audit/packages?name=rsc.io/quote"},
 		"GET /api/v1/audit/findings":           {"viewer", "", "/api/v1/audit/findings?id=CVE-2025-1111"},

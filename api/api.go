@@ -74,6 +74,9 @@ type Config struct {
 	Probe func(ctx context.Context, host string) (pipeline.RegistryProbe, error)
 	// Ledger is the evidence log. Nil: it is not served.
 	Ledger Ledger
+	// Evidence packs what is known of an image within a project. Nil: it cannot be
+	// asked for.
+	Evidence func(ctx context.Context, project string, d pipeline.Digest) (EvidenceBundle, error)
 	// Checks are run by /readyz besides the store's own.
 	Checks []Check
 	Log    *slog.Logger // required
@@ -195,6 +198,7 @@ func New(c Config) (*API, error) {
 	a.registerRegistries()
 	a.registerRematches()
 	a.registerImages()
+	a.registerEvidence()
 	a.registerPackages()
 	a.registerAudit()
 	a.registerLog()

@@ -26,22 +26,19 @@ CREATE INDEX package_licenses_by_package ON package_licenses (package);
 INSERT INTO package_licenses (license, package)
     SELECT DISTINCT t, x.package FROM image_packages x, unnest(x.licenses) AS l, license_terms(l) AS t;
 
--- Which run brought a package version into a project. No foreign keys to run and
--- image: it stays true when they are no longer kept.
+-- Which run brought a package version into a project. There is a row for nearly
+-- every package of nearly every first image, so that it has no foreign keys but
+-- one, and no index but one.
 CREATE TABLE package_firsts (
-    project text COLLATE "C" NOT NULL REFERENCES projects,
     package bigint NOT NULL REFERENCES packages,
+    project text COLLATE "C" NOT NULL,
     run     text COLLATE "C" NOT NULL,
-    digest  text COLLATE "C" NOT NULL,
-    commit_sha text NOT NULL,
-    at      timestamptz NOT NULL,
-    PRIMARY KEY (project, package)
+    PRIMARY KEY (package, project)
 );
-CREATE INDEX package_firsts_by_package ON package_firsts (package);
-INSERT INTO package_firsts (project, package, run, digest, commit_sha, at)
-    SELECT DISTINCT ON (i.project, x.package) i.project, x.package, r.run, i.digest, r.commit_sha, r.recorded_at
+INSERT INTO package_firsts (package, project, run)
+    SELECT DISTINCT ON (x.package, i.project) x.package, i.project, r.run
     FROM image_packages x JOIN images i ON i.id = x.image JOIN image_records r ON r.image = i.id
-    ORDER BY i.project, x.package, r.run;
+    ORDER BY x.package, i.project, r.run;
 
 -- An image in an environment, from when until when.
 CREATE VIEW stays AS

@@ -30,9 +30,10 @@ func (a *app) verifyCommand() *cobra.Command {
 	var require []string
 	var plainHTTP bool
 	var timeout time.Duration
+	var bundle bundleOptions
 	c := &cobra.Command{
 		Use:   "verify IMAGE",
-		Short: "Verify an image's signatures and attestations, without any server",
+		Short: "Verify an image or its evidence bundle, without any server",
 		Long: `Verify an image's signatures and attestations with a public key alone. The
 registry is read directly and no Dray server is asked, so that nobody has to
 trust one. Both layouts are read, the bundles of cosign v3 and the tags of
@@ -41,12 +42,26 @@ cosign v2. Credentials are those of docker login.
 IMAGE is repository@digest. A tag is looked up first; what was verified is then
 the digest that is printed, and the tag may move the moment after.
 
-The exit code is 6 when nothing verifies, or when an attestation that
---require names is missing.`,
+With --bundle and no IMAGE, an evidence bundle is checked that dray evidence
+fetched: every claim in it is named, with what became of it, and no network is
+used. Besides --key, that takes the public key of the evidence log in --log-key.
+Keys that are in the bundle are not trusted.
+
+The exit code is 6 when nothing verifies, when an attestation that --require
+names is missing, or when a claim of the bundle fails.`,
 		Example: `  dray verify prod.example/acme/hello-go@sha256:2f1d0b7c… --key cosign.pub
   dray verify prod.example/acme/hello-go@sha256:2f1d0b7c… --require provenance --require sbom
+  dray verify --bundle hello-go.evidence.tar --key cosign.pub --log-key log.pub --image sha256:2f1d0b7c…
   curl -fsS $DRAY_URL/api/v1/public-key > cosign.pub`,
-		Args: exactly(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if bundle.bundle != "" {
+				if len(args) > 0 {
+					return usage("--bundle takes no IMAGE: give --image with its digest")
+				}
+				return nil
+			}
+			return exactly(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if key == "" {
 				key = a.getenv("DRAY_PUBLIC_KEY")
@@ -61,6 +76,17 @@ The exit code is 6 when nothing verifies, or when an attestation that
 			keys, err := verify.ParsePublicKeys(pem)
 			if err != nil {
 				return fmt.Errorf("public key %s: %w", key, err)
+			}
+			if bundle.bundle != "" {
+				if cmd.Flags().Changed("require") || plainHTTP {
+					return usage("--require and --plain-http go with an IMAGE: a bundle's claims are all checked")
+				}
+				ctx, cancel := deadline(cmd.Context(), timeout)
+				defer cancel()
+				return cause(ctx, a.verifyBundle(ctx, bundle, keys))
+			}
+			if err := bundle.stray(cmd); err != nil {
+				return err
 			}
 			for i, r := range require {
 				if full, ok := predicates[r]; ok {
@@ -99,6 +125,7 @@ The exit code is 6 when nothing verifies, or when an attestation that
 	c.Flags().StringArrayVar(&require, "require", nil, "fail unless there is an attestation of this type: provenance, sbom, or a predicate type; may be repeated")
 	c.Flags().BoolVar(&plainHTTP, "plain-http", false, "the registry has no TLS (for localhost that is tried by itself)")
 	c.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "give up after this long (0: never)")
+	bundle.flags(c)
 	completeWith(c, "require", "provenance", "sbom")
 	return c
 }

@@ -49,7 +49,7 @@ func (s *Store) AuditEnvironment(ctx context.Context, q pipeline.EnvironmentAudi
 			w.add("s.since <= %s AND (s.until IS NULL OR s.until > %s)", *q.At, *q.At)
 		}
 		w.addIf(after >= 0, "s.placed < %s", after)
-		rows, err := selectStays(ctx, tx, w, ` ORDER BY s.placed DESC LIMIT `+w.arg(limit))
+		rows, err := listStays(ctx, tx, w, ` ORDER BY s.placed DESC LIMIT `+w.arg(limit))
 		if err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ func held(r stayRow, change string, id int64) pipeline.EnvironmentAudit {
 func environmentBetween(ctx context.Context, tx pgx.Tx, project, environment string, from, to time.Time) (out []pipeline.EnvironmentAudit, err error) {
 	w := ofEnvironment(project, environment)
 	w.add("s.since <= %s AND (s.until IS NULL OR s.until > %s)", to, from)
-	rows, err := selectStays(ctx, tx, w, ` ORDER BY s.placed`)
+	rows, err := listStays(ctx, tx, w, ` ORDER BY s.placed`)
 	if err != nil {
 		return nil, err
 	}

@@ -43,39 +43,46 @@ type foundIn struct {
 	image int64
 }
 
+// placeOfFinding orders the findings of a run.
+const placeOfFinding = "(f.report::bigint << 32 | f.position)"
+
 func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) ([]foundIn, error) {
 	w := where{}
 	id := w.arg(clean(q.Finding))
 	w.conds = append(w.conds, "left(f.id, 100) = left("+id+", 100)", "f.id = "+id, "f.gone_at IS NULL")
 	w.addIf(q.Package != "", "f.package = %s", clean(q.Package))
 	inScope(&w, q.AuditScope)
+	having := ""
 	if q.Page.After != "" {
-		var run, pkg, version, fixed string
-		if err := fromCursor(q.Page.After, &run, &pkg, &version, &fixed); err != nil {
+		var run string
+		var place int64
+		if err := fromCursor(q.Page.After, &run, &place); err != nil {
 			return nil, err
 		}
 		r := w.arg(run)
-		w.add("f.run <= "+r+" AND (f.run < "+r+" OR (f.package, f.version, f.fixed_in) > (%s, %s, %s))", pkg, version, fixed)
+		w.conds = append(w.conds, "f.run <= "+r)
+		having = " HAVING f.run < " + r + " OR min(" + placeOfFinding + ") > " + w.arg(place)
 	}
 	rows, err := tx.Query(ctx, `
 		WITH page AS (
 			SELECT f.run, f.package, f.version, f.fixed_in, max(f.severity) AS severity, max(f.title) AS title, max(f.url) AS url, max(f.purl) AS purl,
-			       max(f.path) AS path, array_agg(DISTINCT f.report ORDER BY f.report) AS reports, min(i.id) AS image
+			       max(f.path) AS path, min(`+placeOfFinding+`) AS place, array_agg(DISTINCT f.report ORDER BY f.report) AS reports, min(i.id) AS image
 			FROM findings f JOIN images i ON i.newest = f.run`+w.sql()+`
-			GROUP BY f.run, f.package, f.version, f.fixed_in
-			ORDER BY f.run DESC, f.package, f.version, f.fixed_in
+			GROUP BY f.run, f.package, f.version, f.fixed_in`+having+`
+			ORDER BY f.run DESC, place
 			LIMIT `+w.arg(q.Page.Limit)+`
 		)
-		SELECT p.image, i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, r.scanned_at,
+		SELECT p.image, p.place, i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, r.scanned_at,
 		       p.severity, p.package, p.version, p.fixed_in, p.title, p.url, p.purl, p.path,
 		       (SELECT array_agg(DISTINCT t.platform ORDER BY t.platform) FROM reports t WHERE t.run = p.run AND t.position = ANY(p.reports)),
 		       o.run, o.commit_sha, o.digest, o.at
 		FROM page p JOIN images i ON i.id = p.image JOIN image_records r ON r.run = p.run
 		LEFT JOIN LATERAL (
-			SELECT o.* FROM packages k JOIN package_firsts o ON o.package = k.id AND o.project = i.project
+			SELECT o.run, o.commit_sha, b.digest, o.recorded_at AS at FROM packages k
+			JOIN package_firsts f ON f.package = k.id AND f.project = i.project JOIN image_records o ON o.run = f.run JOIN images b ON b.id = o.image
 			WHERE left(k.name, 200) = left(p.package, 200) AND left(k.version, 200) = left(p.version, 200) AND k.name = p.package AND k.version = p.version
-			ORDER BY o.at, o.run LIMIT 1) o ON true
-		ORDER BY p.run DESC, p.package, p.version, p.fixed_in`, append([]any{fresh}, w.args...)...)
+			ORDER BY o.recorded_at, o.run LIMIT 1) o ON true
+		ORDER BY p.run DESC, p.place`, append([]any{fresh}, w.args...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -83,15 +90,16 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 		var platforms []string
 		var run, commit, digest *string
 		var at *time.Time
+		var place int64
 		f := &a.Finding
-		err = row.Scan(&a.image, &a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt, &a.ScannedAt,
+		err = row.Scan(&a.image, &place, &a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt, &a.ScannedAt,
 			(*int)(&f.Severity), &f.Package, &f.Version, &f.FixedIn, &f.Title, &f.URL, &f.PURL, &f.Path, &platforms, &run, &commit, &digest, &at)
 		for _, p := range platforms {
 			a.Platforms = append(a.Platforms, pipeline.Platform(p))
 		}
 		f.ID = q.Finding
 		a.RecordedAt, a.ScannedAt, a.First = a.RecordedAt.UTC(), a.ScannedAt.UTC(), origin(run, commit, digest, at)
-		a.FindingAudit.ID = cursor(a.Run, f.Package, f.Version, f.FixedIn)
+		a.FindingAudit.ID = cursor(a.Run, place)
 		return a, err
 	})
 }
@@ -111,8 +119,10 @@ func tellFindings(ctx context.Context, tx pgx.Tx, found []foundIn) ([]pipeline.F
 			images = append(images, f.image)
 		}
 	}
-	places, err := stays(ctx, tx, images)
-	if err != nil {
+	var places map[int64][]pipeline.Stay
+	b := &pgx.Batch{}
+	queueStays(b, images, &places)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, err
 	}
 	w := where{}

@@ -35,13 +35,25 @@ func (s *Store) AuditPackages(ctx context.Context, q pipeline.PackageAuditQuery)
 	}
 	out = []pipeline.PackageAudit{}
 	err = s.read(ctx, func(tx pgx.Tx) error {
-		ids, uncomparable, err := candidates(ctx, tx, q)
-		if err != nil || len(ids) == 0 {
+		var pairs []pair
+		var uncomparable map[int64]bool
+		if many, err := licensesMany(ctx, tx, q); err != nil {
 			return err
+		} else if many {
+			if pairs, err = licensedPairs(ctx, tx, q, after); err != nil {
+				return err
+			}
+		} else {
+			var ids []int64
+			if ids, uncomparable, err = candidates(ctx, tx, q); err != nil || len(ids) == 0 {
+				return err
+			}
+			if pairs, err = packagePairs(ctx, tx, q.AuditScope, ids, after); err != nil {
+				return err
+			}
 		}
-		pairs, err := packagePairs(ctx, tx, q.AuditScope, ids, after)
-		if err != nil || len(pairs) == 0 {
-			return err
+		if len(pairs) == 0 {
+			return nil
 		}
 		out, err = packageAudits(ctx, tx, pairs, uncomparable)
 		return err
@@ -75,8 +87,7 @@ func candidates(ctx context.Context, q querier, query pipeline.PackageAuditQuery
 		}
 		w.add("p.purl <> '' AND left(split_part(split_part(split_part(p.purl, '@', 1), '?', 1), '#', 1), 200) = left(%s, 200)", wanted.base)
 	}
-	// A licence has few terms and many packages: from there only if nothing else narrows.
-	w.addIf(query.License != "", "EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(%s), 100) AND l.package = p.id)", strings.TrimSpace(clean(query.License)))
+	w.addIf(query.License != "", "EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(%s), 100) AND l.package = p.id)", licenseOf(query))
 	var among versions.Range
 	if query.Range != "" {
 		if among, err = versions.Parse(query.Range); err != nil {
@@ -155,13 +166,59 @@ func (p packageURL) covers(recorded string) bool {
 	return true
 }
 
+func licenseOf(q pipeline.PackageAuditQuery) string { return strings.TrimSpace(clean(q.License)) }
+
+// licensesMany reports whether the query asks for a licence that more packages are
+// under than should be asked for one by one, and for nothing else about packages.
+func licensesMany(ctx context.Context, q querier, query pipeline.PackageAuditQuery) (bool, error) {
+	if query.License == "" || query.Name != "" || query.PURL != "" || query.Version != "" || query.Range != "" {
+		return false, nil
+	}
+	var n int
+	err := q.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM package_licenses WHERE license = left(lower($1), 100) LIMIT $2) few`,
+		licenseOf(query), fewPackages+1).Scan(&n)
+	return n > fewPackages, err
+}
+
+// licensedPairs finds the page of packages under a licence, image by image: where
+// so many packages are, each image has some.
+func licensedPairs(ctx context.Context, q querier, query pipeline.PackageAuditQuery, after pair) ([]pair, error) {
+	w := where{}
+	inScope(&w, query.AuditScope)
+	cond := `EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(` + w.arg(licenseOf(query)) + `), 100) AND l.package = x.package)`
+	return imageByImage(ctx, q, w, cond, query.Page.Limit, after)
+}
+
+// imageByImage looks through the images that w selects, newest first, until there
+// is a page of their packages that meet the condition.
+func imageByImage(ctx context.Context, q querier, w where, cond string, limit int, after pair) ([]pair, error) {
+	if after.image != 0 {
+		image, pkg := w.arg(after.image), w.arg(after.pkg)
+		w.conds = append(w.conds, "i.id <= "+image)
+		cond += " AND (i.id < " + image + " OR x.package < " + pkg + ")"
+	}
+	rows, err := q.Query(ctx, `
+		SELECT i.id, x.package FROM images i, LATERAL (SELECT DISTINCT x.package FROM image_packages x WHERE x.image = i.id AND `+cond+`) x`+w.sql()+`
+		ORDER BY i.id DESC, x.package DESC LIMIT `+w.arg(limit), append([]any{fresh}, w.args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scanPair)
+}
+
+func scanPair(row pgx.CollectableRow) (p pair, err error) { return p, row.Scan(&p.image, &p.pkg) }
+
 // packagePairs finds the page: at most Limit pairs of the packages with images in
 // scope, the highest first.
 func packagePairs(ctx context.Context, tx pgx.Tx, s pipeline.AuditScope, ids []int64, after pair) ([]pair, error) {
 	w := where{}
 	scoped := inScope(&w, s)
-	byImage := len(ids) > fewPackages
-	if scoped && !byImage {
+	if len(ids) > fewPackages {
+		cond := "x.package = ANY(" + w.arg(ids) + ")"
+		return imageByImage(ctx, tx, w, cond, s.Page.Limit, after)
+	}
+	byImage := false
+	if scoped {
 		var n int
 		count := where{conds: slices.Clone(w.conds), args: slices.Clone(w.args)}
 		count.addIf(after.image != 0, "i.id <= %s", after.image)
@@ -180,7 +237,7 @@ func packagePairs(ctx context.Context, tx pgx.Tx, s pipeline.AuditScope, ids []i
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (p pair, err error) { return p, row.Scan(&p.image, &p.pkg) })
+	return pgx.CollectRows(rows, scanPair)
 }
 
 // packagesFirst asks each package for its newest images, so that no more than a
@@ -229,56 +286,54 @@ func packageAudits(ctx context.Context, tx pgx.Tx, pairs []pair, uncomparable ma
 	for i, p := range pairs {
 		images[i], packages[i] = p.image, p.pkg
 	}
-	rows, err := tx.Query(ctx, `
+	out := make([]pipeline.PackageAudit, 0, len(pairs))
+	var places map[int64][]pipeline.Stay
+	var covering map[int][]pipeline.Exception
+	// One way to the database and back.
+	b := &pgx.Batch{}
+	b.Queue(`
 		SELECT i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, p.type, p.name, p.version, p.purl,
-		       x.platforms, x.path, x.layer, x.licenses, f.run, f.commit_sha, f.digest, f.at
+		       x.platforms, x.path, x.layer, x.licenses, o.run, o.commit_sha, fi.digest, o.recorded_at
 		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS u (image, package, n)
 		JOIN images i ON i.id = u.image
 		JOIN image_records r ON r.run = i.newest
 		JOIN packages p ON p.id = u.package
-		LEFT JOIN package_firsts f ON f.project = i.project AND f.package = p.id
+		LEFT JOIN package_firsts f ON f.package = u.package AND f.project = i.project
+		LEFT JOIN image_records o ON o.run = f.run
+		LEFT JOIN images fi ON fi.id = o.image
 		CROSS JOIN LATERAL (
 			SELECT array_agg(DISTINCT x.platform ORDER BY x.platform) AS platforms,
 			       (array_agg(x.path ORDER BY x.report, x.position))[1] AS path, (array_agg(x.layer ORDER BY x.report, x.position))[1] AS layer,
 			       (SELECT array_agg(DISTINCT l ORDER BY l) FROM image_packages y, unnest(y.licenses) AS l WHERE y.package = u.package AND y.image = u.image) AS licenses
 			FROM image_packages x WHERE x.package = u.package AND x.image = u.image) x
-		ORDER BY u.n`, images, packages)
-	if err != nil {
-		return nil, err
-	}
-	n := 0
-	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a pipeline.PackageAudit, err error) {
-		var platforms []string
-		var run, commit, digest *string
-		var at *time.Time
-		err = row.Scan(&a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt,
-			&a.Package.Type, &a.Package.Name, &a.Package.Version, &a.Package.PURL, &platforms, &a.Package.Path, &a.Package.Layer, &a.Package.Licenses,
-			&run, &commit, &digest, &at)
-		for _, p := range platforms {
-			a.Platforms = append(a.Platforms, pipeline.Platform(p))
-		}
-		a.RecordedAt, a.First = a.RecordedAt.UTC(), origin(run, commit, digest, at)
-		a.ID = fmt.Sprintf("%d-%d", pairs[n].image, pairs[n].pkg)
-		a.Uncomparable = uncomparable[pairs[n].pkg]
-		n++
-		return a, err
+		ORDER BY u.n`, images, packages).Query(func(rows pgx.Rows) error {
+		var err error
+		out, err = pgx.AppendRows(out, rows, func(row pgx.CollectableRow) (a pipeline.PackageAudit, err error) {
+			var platforms []string
+			var run, commit, digest *string
+			var at *time.Time
+			err = row.Scan(&a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt,
+				&a.Package.Type, &a.Package.Name, &a.Package.Version, &a.Package.PURL, &platforms, &a.Package.Path, &a.Package.Layer, &a.Package.Licenses,
+				&run, &commit, &digest, &at)
+			for _, p := range platforms {
+				a.Platforms = append(a.Platforms, pipeline.Platform(p))
+			}
+			a.RecordedAt, a.First = a.RecordedAt.UTC(), origin(run, commit, digest, at)
+			return a, err
+		})
+		return wrap(err, "images")
 	})
-	if err != nil {
+	queueStays(b, slices.Compact(slices.Clone(images)), &places)
+	queueExceptions(b, pairs, &covering)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, err
 	}
 	if len(out) != len(pairs) {
 		return nil, fmt.Errorf("%d of %d images have no record", len(pairs)-len(out), len(pairs))
 	}
-	places, err := stays(ctx, tx, slices.Compact(images))
-	if err != nil {
-		return nil, err
-	}
-	covering, err := exceptionsOfPackages(ctx, tx, images, out)
-	if err != nil {
-		return nil, wrap(err, "exceptions")
-	}
-	for i := range out {
-		out[i].Places, out[i].Exceptions = notNil(places[pairs[i].image]), notNil(covering[i])
+	for i, p := range pairs {
+		out[i].ID, out[i].Uncomparable = fmt.Sprintf("%d-%d", p.image, p.pkg), uncomparable[p.pkg]
+		out[i].Places, out[i].Exceptions = notNil(places[p.image]), notNil(covering[i])
 	}
 	return out, nil
 }
@@ -290,34 +345,33 @@ func origin(run, commit, digest *string, at *time.Time) *pipeline.Origin {
 	return &pipeline.Origin{Run: pipeline.RunID(*run), Commit: *commit, Digest: pipeline.Digest(*digest), At: at.UTC()}
 }
 
-// exceptionsOfPackages finds the exceptions in force that cover a finding in each
-// of the packages, by the place of the package in the list.
-func exceptionsOfPackages(ctx context.Context, tx pgx.Tx, images []int64, uses []pipeline.PackageAudit) (map[int][]pipeline.Exception, error) {
-	projects, names, digests := make([]string, len(uses)), make([]string, len(uses)), make([]string, len(uses))
-	for i, u := range uses {
-		projects[i], names[i], digests[i] = u.Project, u.Package.Name, string(u.Image.Digest)
+// queueExceptions asks for the exceptions in force that cover a finding in each of
+// the packages, by the place of the pair in the list.
+func queueExceptions(b *pgx.Batch, pairs []pair, out *map[int][]pipeline.Exception) {
+	images, packages := make([]int64, len(pairs)), make([]int64, len(pairs))
+	for i, p := range pairs {
+		images[i], packages[i] = p.image, p.pkg
 	}
-	rows, err := tx.Query(ctx, `
+	b.Queue(`
 		SELECT u.n, `+exceptionColumnsOf("e")+`
-		FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) WITH ORDINALITY AS u (project, package, digest, image, n)
-		JOIN exceptions e ON e.project = u.project AND e.revoked_at IS NULL AND e.expires_at > clock_timestamp()
-			AND e.package IN ('', u.package) AND e.image IN ('', u.digest)
-		WHERE EXISTS (SELECT FROM images i JOIN findings f ON f.run = i.newest WHERE i.id = u.image AND f.package = u.package AND lower(f.id) = lower(e.finding))
-		ORDER BY u.n, e.id`, projects, names, digests, images)
-	if err != nil {
-		return nil, err
-	}
-	out := map[int][]pipeline.Exception{}
-	for rows.Next() {
-		var n int
-		e, err := scanExceptionAfter(rows, &n)
-		if err != nil {
-			rows.Close()
-			return nil, err
+		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS u (image, package, n)
+		JOIN images i ON i.id = u.image
+		JOIN packages p ON p.id = u.package
+		JOIN exceptions e ON e.project = i.project AND e.revoked_at IS NULL AND e.expires_at > clock_timestamp()
+			AND e.package IN ('', p.name) AND e.image IN ('', i.digest)
+		WHERE EXISTS (SELECT FROM findings f WHERE f.run = i.newest AND f.package = p.name AND lower(f.id) = lower(e.finding))
+		ORDER BY u.n, e.id`, images, packages).Query(func(rows pgx.Rows) error {
+		*out = map[int][]pipeline.Exception{}
+		for rows.Next() {
+			var n int
+			e, err := scanExceptionAfter(rows, &n)
+			if err != nil {
+				return wrap(err, "exceptions")
+			}
+			(*out)[n-1] = append((*out)[n-1], e)
 		}
-		out[n-1] = append(out[n-1], e)
-	}
-	return out, rows.Err()
+		return wrap(rows.Err(), "exceptions")
+	})
 }
 
 // exceptionColumnsOf are exceptionColumns of a table that goes by another name.

@@ -16,10 +16,10 @@ func insertOrigins(ctx context.Context, tx pgx.Tx, rec pipeline.ImageRecord, ids
 		all = append(all, id)
 	}
 	_, err := tx.Exec(ctx, `
-		INSERT INTO package_firsts (project, package, run, digest, commit_sha, at)
-		SELECT $1, p, $3, $4, $5, clock_timestamp() FROM unnest($2::bigint[]) AS p
-		WHERE NOT EXISTS (SELECT FROM package_firsts f WHERE f.project = $1 AND f.package = p) ORDER BY p
-		ON CONFLICT DO NOTHING`, rec.Project, all, string(rec.Run), string(rec.Built.Image.Digest), rec.Built.Source.Commit)
+		INSERT INTO package_firsts (package, project, run)
+		SELECT p, $1, $3 FROM unnest($2::bigint[]) AS p
+		WHERE NOT EXISTS (SELECT FROM package_firsts f WHERE f.package = p AND f.project = $1) ORDER BY p
+		ON CONFLICT DO NOTHING`, rec.Project, all, string(rec.Run))
 	if err != nil {
 		return wrap(err, "where packages come from")
 	}

@@ -48,6 +48,9 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 		w.conds = append(w.conds, cond+")")
 	case pipeline.PromotedEver:
 		cond := `EXISTS (SELECT FROM stays s WHERE s.image = i.id`
+		if s.Since == nil && s.Until == nil {
+			cond = `EXISTS (SELECT FROM promotions s WHERE s.placed IS NOT NULL AND s.image = i.id`
+		}
 		if s.Environment != "" {
 			cond += " AND s.environment = " + w.arg(s.Environment)
 		}
@@ -70,19 +73,16 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 	return len(w.conds) > before
 }
 
-// stays lists where images were, in order, by the image's number.
-func stays(ctx context.Context, q querier, images []int64) (map[int64][]pipeline.Stay, error) {
-	w := where{}
-	w.add("s.image = ANY(%s)", images)
-	rows, err := selectStays(ctx, q, w, ` ORDER BY s.since, s.promotion`)
-	if err != nil {
-		return nil, wrap(err, "where they were promoted")
-	}
-	out := map[int64][]pipeline.Stay{}
-	for _, s := range rows {
-		out[s.image] = append(out[s.image], s.Stay)
-	}
-	return out, nil
+// queueStays asks where images were, in order, by the image's number.
+func queueStays(b *pgx.Batch, images []int64, out *map[int64][]pipeline.Stay) {
+	b.Queue(selectStays+` WHERE s.image = ANY($1) ORDER BY s.since, s.promotion`, images).Query(func(rows pgx.Rows) error {
+		found, err := pgx.CollectRows(rows, scanStay)
+		*out = map[int64][]pipeline.Stay{}
+		for _, s := range found {
+			(*out)[s.image] = append((*out)[s.image], s.Stay)
+		}
+		return wrap(err, "where they were promoted")
+	})
 }
 
 // stayRow is a stay with the numbers that Stay has not.
@@ -91,22 +91,26 @@ type stayRow struct {
 	image, placed int64
 }
 
-func selectStays(ctx context.Context, q querier, w where, order string) ([]stayRow, error) {
-	rows, err := q.Query(ctx, `
-		SELECT s.image, s.placed, s.project, s.environment, s.repository, i.digest, s.promotion, s.action, s.requested_by, s.break_glass,
-		       s.since, s.until, r.commit_sha,
-		       coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = s.promotion AND NOT a.rejected
-		                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = s.promotion), a.plan)), '{}')
-		FROM stays s JOIN images i ON i.id = s.image JOIN image_records r ON r.run = i.newest`+w.sql()+order, w.args...)
+const selectStays = `
+	SELECT s.image, s.placed, s.project, s.environment, s.repository, i.digest, s.promotion, s.action, s.requested_by, s.break_glass,
+	       s.since, s.until, r.commit_sha,
+	       coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = s.promotion AND NOT a.rejected
+	                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = s.promotion), a.plan)), '{}')
+	FROM stays s JOIN images i ON i.id = s.image JOIN image_records r ON r.run = i.newest`
+
+func scanStay(row pgx.CollectableRow) (s stayRow, err error) {
+	err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Image.Digest), (*string)(&s.Promotion),
+		&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.Commit, &s.ApprovedBy)
+	s.Since, s.Until = s.Since.UTC(), utc(s.Until)
+	return s, err
+}
+
+func listStays(ctx context.Context, q querier, w where, order string) ([]stayRow, error) {
+	rows, err := q.Query(ctx, selectStays+w.sql()+order, w.args...)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s stayRow, err error) {
-		err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Image.Digest), (*string)(&s.Promotion),
-			&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.Commit, &s.ApprovedBy)
-		s.Since, s.Until = s.Since.UTC(), utc(s.Until)
-		return s, err
-	})
+	return pgx.CollectRows(rows, scanStay)
 }
 
 // cursor is the id of an item that is known by several values. Whoever sends one

@@ -91,7 +91,7 @@ func serve(ctx context.Context, s *Settings, logTo io.Writer) error {
 	}
 	defer stopMetrics()
 	failed := make(chan error, 1)
-	stopServing, err := p.listen(failed)
+	stopServing, err := p.listen(ctx, failed)
 	if err != nil {
 		stopWork(s.Worker.Drain)
 		return err
@@ -204,8 +204,8 @@ func (p *parts) probeNew(ctx context.Context) {
 
 // listen serves the API until stop is called. An error of serving itself goes
 // to failed.
-func (p *parts) listen(failed chan<- error) (stop func(context.Context), err error) {
-	handler, err := p.api()
+func (p *parts) listen(ctx context.Context, failed chan<- error) (stop func(context.Context), err error) {
+	handler, err := p.api(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -241,13 +241,17 @@ func onlyHealth(h http.Handler) http.Handler {
 	return mux
 }
 
-func (p *parts) api() (*api.API, error) {
+func (p *parts) api(ctx context.Context) (*api.API, error) {
 	var hooks []api.Hook
 	projects, err := p.settings.DomainProjects()
 	if err != nil {
 		return nil, err
 	}
 	public, err := p.signer.PublicKey()
+	if err != nil {
+		return nil, err
+	}
+	collect, err := p.collector(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +279,7 @@ func (p *parts) api() (*api.API, error) {
 			_, err := vex.Reader{}.Read(doc, keys)
 			return err
 		},
-		Ledger: p.evidence, Log: p.log, Version: version,
+		Ledger: p.evidence, Evidence: collect, Log: p.log, Version: version,
 	})
 }
 

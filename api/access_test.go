@@ -146,7 +146,7 @@ func operations() map[string]attempt {
 // public is what needs no role: what it is, and whether it needs a token.
 var public = map[string]bool{
 	"GET /api/v1/version": true, "GET /api/v1/public-key": false, "GET /api/v1/trusted-root.json": false, "GET /api/v1/schemas/project.json": false,
-	"GET /api/v1/log/checkpoint": true, "GET /api/v1/log/consistency": true, "GET /api/v1/log/key": false,
+	"GET /api/v1/log/checkpoint": true, "GET /api/v1/log/consistency": true, "GET /api/v1/log/key": false, "GET /api/v1/rematches": true,
 	"GET /livez": false, "GET /readyz": false, "POST /webhooks/github": false, "POST /webhooks/github/{project}": false,
 }
 

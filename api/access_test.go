@@ -40,6 +40,7 @@ func wired(c *api.Config) {
 	c.Evidence = func(_ context.Context, project string, d pipeline.Digest) (api.EvidenceBundle, error) {
 		return bundle("evidence of " + project + " " + string(d)), nil
 	}
+	c.Retainer = retainer{}
 	c.Eligibility = func(_ context.Context, r pipeline.PromotionRequest) (pipeline.Eligibility, error) {
 		if r.Environment == "moon" {
 			return pipeline.Eligibility{}, fmt.Errorf("project %s has no environment %q: %w", r.Project, r.Environment, pipeline.ErrInvalid)
@@ -136,6 +137,9 @@ func operations() map[string]attempt {
 		"POST /api/v1/projects/{name}/exceptions":                {"release-manager", `{"finding":"CVE-1","reason":"x","expiresAt":"2026-04-01T00:00:00Z"}`, project + "/exceptions"},
 		"DELETE /api/v1/projects/{name}/exceptions/{id}":         {"release-manager", "", project + "/exceptions/" + apitest.Exception},
 		"POST /api/v1/projects/{name}/vex":                       {"release-manager", `{"document":"e30=","signature":"Z29vZA=="}`, project + "/vex"},
+		"GET /api/v1/projects/{name}/retention":                  {"viewer", "", project + "/retention"},
+		"POST /api/v1/projects/{name}/retention":                 {"admin", `{"plan":"` + string(apitest.Digest("e")) + `"}`, project + "/retention"},
+		"GET /api/v1/projects/{name}/retention/last":             {"viewer", "", project + "/retention/last"},
 		"DELETE /api/v1/projects/{name}/vex/{id}":                {"release-manager", "", project + "/vex/" + apitest.VEX},
 		"POST /api/v1/registries/{host}/probe":                   {"server-admin", "", "/api/v1/registries/prod.example/probe"},
 		"POST /api/v1/projects/{name}/environments/{environment}/rollback": {"release-manager", `{"to":"` + string(apitest.Good.Digest) + `"}`,

@@ -77,6 +77,8 @@ type Config struct {
 	// Evidence packs what is known of an image within a project. Nil: it cannot be
 	// asked for.
 	Evidence func(ctx context.Context, project string, d pipeline.Digest) (EvidenceBundle, error)
+	// Retainer plans and applies retention. Nil: it is not served.
+	Retainer Retainer
 	// Checks are run by /readyz besides the store's own.
 	Checks []Check
 	Log    *slog.Logger // required
@@ -196,6 +198,7 @@ func New(c Config) (*API, error) {
 	a.registerExceptions()
 	a.registerVEX()
 	a.registerRegistries()
+	a.registerRetention()
 	a.registerRematches()
 	a.registerImages()
 	a.registerEvidence()

@@ -179,7 +179,7 @@ Environment:
 	flags.BoolVar(&a.noColor, "no-color", false, "do not colour anything")
 	completeWith(root, "output", formats...)
 	root.AddCommand(a.runCommand(), a.imageCommand(), a.promoteCommand(), a.rollbackCommand(), a.diffCommand(), a.approveCommand(), a.rejectCommand(),
-		a.promotionCommand(), a.projectCommand(), a.environmentCommand(), a.exceptionCommand(), a.vexCommand(), a.driftCommand(), a.rematchCommand(), a.registryCommand(),
+		a.promotionCommand(), a.projectCommand(), a.environmentCommand(), a.exceptionCommand(), a.vexCommand(), a.driftCommand(), a.rematchCommand(), a.registryCommand(), a.retentionCommand(),
 		a.packageCommand(), a.logCommand(), a.auditCommand(), a.evidenceCommand(), a.verifyCommand(), a.versionCommand())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

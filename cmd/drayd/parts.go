@@ -39,6 +39,7 @@ type parts struct {
 	builder  *builder.Builder
 	judge    *policy.Policy
 	pipeline *pipeline.Pipeline
+	retainer *pipeline.Retainer
 	evidence evidence
 	// sequencer and publisher are nil where nothing is worked on.
 	sequencer *ledger.Sequencer
@@ -163,7 +164,10 @@ func (p *parts) openPipeline(ctx context.Context) (err error) {
 		Judge: p.judge, VEX: vex.Reader{}, BaseURL: strings.TrimRight(s.PublicURL, "/"), BuilderID: s.Builder.ID,
 		Mask: pipeline.NewMasker(s.Secrets()...), Log: p.log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return p.openRetainer()
 }
 
 // checkProject refuses settings of a project that could not work: gates that do

@@ -274,7 +274,7 @@ func (p *parts) api(ctx context.Context) (*api.API, error) {
 			}
 			return out
 		},
-		CheckProject: p.checkProject, Eligibility: p.pipeline.Eligibility, Probe: p.probe,
+		Retainer: retention{p.retainer, p.store}, CheckProject: p.checkProject, Eligibility: p.pipeline.Eligibility, Probe: p.probe,
 		CheckVEX: func(doc pipeline.VEXDocument, keys []string) error {
 			_, err := vex.Reader{}.Read(doc, keys)
 			return err

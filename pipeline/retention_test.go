@@ -160,6 +160,9 @@ func TestRetentionPlan(t *testing.T) {
 		"shares a platform with what stays": {keep(1), func(s *shelf, _ *pipeline.RetainedImage) {
 			s.repos.Push(buildsAt, dig("new"), pipeline.Held{Index: true, Children: []pipeline.Digest{dig("old", "amd64"), dig("new", "arm64")}})
 		}, "", 6},
+		"lists an image that stays": {keep(1), func(s *shelf, _ *pipeline.RetainedImage) {
+			s.repos.Push(buildsAt, dig("old"), pipeline.Held{Index: true, Children: []pipeline.Digest{dig("new"), dig("old", "arm64")}})
+		}, "", 6},
 		"another project's":     {keep(1), func(s *shelf, i *pipeline.RetainedImage) { s.store.State.Others = []pipeline.Image{i.Image} }, "another project", 0},
 		"in prod":               {keep(1), func(_ *shelf, i *pipeline.RetainedImage) { i.Places = place(0, days(50)) }, "what prod holds", 0},
 		"prod may go back":      {&pipeline.Retention{Images: keep(1).Images, Promoted: age(2)}, func(_ *shelf, i *pipeline.RetainedImage) { i.Places = place(3, days(50)) }, "prod may go back to it", 0},

@@ -53,7 +53,9 @@ type entryData struct {
 	} `json:"platforms"`
 	PlatformsOmitted int            `json:"platformsOmitted"`
 	Findings         map[string]int `json:"findings"`
-	Tags             []struct {
+	// New are findings that became known since the image was scanned.
+	New  []string `json:"new"`
+	Tags []struct {
 		Repository string          `json:"repository"`
 		Tag        string          `json:"tag"`
 		To         pipeline.Digest `json:"to"`
@@ -223,7 +225,19 @@ func (l *logged) images() {
 			})
 		}
 	}
+	if r := l.record; r != nil {
+		for _, t := range r.Tags {
+			// Those of promotions are compared with the promotions.
+			if t.Repository == r.Built.Image.Repository {
+				l.tag(t, string(r.Run), r.Recorded)
+			}
+		}
+	}
 	for _, e := range l.entries {
+		if e.Kind == pipeline.EntryFindingsChanged && e.Image == l.image && len(e.said.New) > 0 {
+			l.used[e.index] = true
+			l.pass("log", "scan", "entry %d, %s: known since the scan: %s", e.index, at(e.At), strings.Join(e.said.New, ", "))
+		}
 		if e.Kind == pipeline.EntryImageRecorded && e.Image == l.image && !l.Has("decisions/"+e.Subject+".json") {
 			l.fail("log", "run "+e.Subject, "entry %d says that it recorded the image, and its decision is not in the bundle", e.index)
 		}
@@ -301,14 +315,7 @@ func (l *logged) promotionEntries() {
 			})
 		}
 		for _, t := range p.Tags {
-			l.settle(fmt.Sprintf("tag %s:%s of %s", t.Repository, t.Tag, id), p.CreatedAt, l.find(id, pipeline.EntryTagMoved), func(e provenEntry) string {
-				for _, moved := range e.said.Tags {
-					if moved.Repository == t.Repository && moved.Tag == t.Tag {
-						return firstOf(differs("the image", t.To, moved.To), differs("whether it names it", t.Held, moved.Held))
-					}
-				}
-				return "it does not name the tag"
-			})
+			l.tag(t, id, p.CreatedAt)
 		}
 		l.approvals(p, about)
 	}
@@ -317,6 +324,25 @@ func (l *logged) promotionEntries() {
 			l.fail("log", "promotion "+e.Subject, "entry %d says that it was asked for, and it is not in the bundle", e.index)
 		}
 	}
+}
+
+// tag compares one tag that a job put on the image. A run that repeats another
+// may have asked for it again, so that any run's word will do for a run's.
+func (l *logged) tag(t pipeline.TagMove, job string, when time.Time) {
+	var entries []provenEntry
+	for _, e := range l.entries {
+		if e.Kind == pipeline.EntryTagMoved && (e.Subject == job || strings.HasPrefix(job, "run_") && strings.HasPrefix(e.Subject, "run_")) {
+			entries = append(entries, e)
+		}
+	}
+	l.settle(fmt.Sprintf("tag %s:%s of %s", t.Repository, t.Tag, job), when, entries, func(e provenEntry) string {
+		for _, moved := range e.said.Tags {
+			if moved.Repository == t.Repository && moved.Tag == t.Tag {
+				return firstOf(differs("the image", t.To, moved.To), differs("whether it names it", t.Held, moved.Held))
+			}
+		}
+		return "it does not name the tag"
+	})
 }
 
 // approvals: one entry for each, and none too many.

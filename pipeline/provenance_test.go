@@ -2,6 +2,10 @@ package pipeline
 
 import (
 	"encoding/json"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -73,5 +77,73 @@ func TestProvenanceParameters(t *testing.T) {
 		} else {
 			t.Logf("%s: %v", what, err)
 		}
+	}
+}
+
+// docs/slsa.md names the tests that show each requirement: they exist. The
+// builder.id that is the default leads to a page that is there and has its part.
+func TestSLSAPage(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "docs", "slsa.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]bool{}
+	err = filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != ".." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "bin" || d.Name() == "testdata") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		raw, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`).FindAllSubmatch(raw, -1) {
+			tests[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(page, -1)
+	if len(named) < 20 {
+		t.Errorf("only %d tests are named", len(named))
+	}
+	for _, m := range named {
+		if !tests[string(m[1])] {
+			t.Errorf("there is no test %s", m[1])
+		}
+	}
+	if !strings.Contains(string(page), "`"+verifiedLevel+"`") {
+		t.Errorf("the page does not say that summaries claim %s", verifiedLevel)
+	}
+
+	const site = "https://github.com/dray-project/dray/blob/main/"
+	settings, err := os.ReadFile(filepath.Join("..", "docs", "reference", "settings.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := regexp.MustCompile(regexp.QuoteMeta(site)+`(docs/reference/[\w-]+\.md)#([\w-]+)`).FindAllSubmatch(append(settings, []byte(BuildType)...), -1)
+	modes := 0
+	for _, m := range ids {
+		leads, err := os.ReadFile(filepath.Join("..", filepath.FromSlash(string(m[1]))))
+		if err != nil {
+			t.Errorf("%s: %v", m[0], err)
+			continue
+		}
+		if !strings.Contains(string(leads), `<a id="`+string(m[2])+`"></a>`) {
+			t.Errorf("%s: the page has no such part", m[0])
+		}
+		if strings.HasSuffix(string(m[1]), "builders.md") {
+			modes++
+			if !strings.Contains(string(leads), "`"+string(m[0])+"`") {
+				t.Errorf("%s: the page does not name the id", m[0])
+			}
+		}
+	}
+	if modes == 0 {
+		t.Error("the settings' default builder.id was not found")
 	}
 }

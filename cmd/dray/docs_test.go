@@ -13,7 +13,7 @@ import (
 // TestDocumentedCommands: the commands that pages show exist, with those flags.
 func TestDocumentedCommands(t *testing.T) {
 	words := regexp.MustCompile(`"[^"]*"|[^\s"]+`)
-	for _, page := range []string{"promotion.md", "registries.md", "audit.md", "reference/project.md", "reference/vex.md", "reference/log.md"} {
+	for _, page := range []string{"promotion.md", "registries.md", "audit.md", "reference/project.md", "reference/vex.md", "reference/log.md", "evidence.md"} {
 		raw, err := os.ReadFile(filepath.Join("..", "..", "docs", page))
 		if err != nil {
 			t.Fatal(err)

@@ -57,7 +57,7 @@ func (in AuditPageInput) format() (string, error) {
 		}
 	}
 	if best == "" {
-		return "", fmt.Errorf("Accept: want application/json, %s or %s: %w", mediaJSONLines, mediaCSV, pipeline.ErrInvalid)
+		return "", fmt.Errorf("accept header: want application/json, %s or %s: %w", mediaJSONLines, mediaCSV, pipeline.ErrInvalid)
 	}
 	return best, nil
 }

@@ -126,7 +126,6 @@ type receiver struct {
 	mu     sync.Mutex
 	got    []Message
 	secret string
-	answer func(n int, w http.ResponseWriter, r *http.Request) bool
 }
 
 const secret = "0123456789abcdef-secret"

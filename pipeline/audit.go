@@ -135,9 +135,10 @@ type FindingAudit struct {
 	Run        RunID      `json:"run"`
 	Commit     string     `json:"commit"`
 	RecordedAt time.Time  `json:"recordedAt"`
-	ScannedAt  time.Time  `json:"scannedAt"`
-	First      *Origin    `json:"first,omitempty"` // of the package version
-	Places     []Stay     `json:"places"`
+	// ScannedAt is when the image was last scanned, or matched without a scan.
+	ScannedAt time.Time `json:"scannedAt"`
+	First     *Origin   `json:"first,omitempty"` // of the package version
+	Places    []Stay    `json:"places"`
 	// Suppressed lists the exceptions and VEX documents that speak for it today.
 	Suppressed []FindingSuppression `json:"suppressed"`
 }

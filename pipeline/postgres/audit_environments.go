@@ -122,7 +122,7 @@ func environmentBetween(ctx context.Context, tx pgx.Tx, project, environment str
 	findings, err := tx.Query(ctx, `
 		WITH side AS (
 			SELECT i.id AS image, f.id, f.package, max(f.severity) AS severity, string_agg(DISTINCT f.version, ', ' ORDER BY f.version) AS versions
-			FROM images i JOIN findings f ON f.run = i.newest WHERE i.id = ANY(ARRAY[$1, $2]::bigint[]) GROUP BY i.id, f.id, f.package)
+			FROM images i JOIN findings f ON f.run = i.newest AND f.gone_at IS NULL WHERE i.id = ANY(ARRAY[$1, $2]::bigint[]) GROUP BY i.id, f.id, f.package)
 		SELECT coalesce(a.id, b.id), coalesce(a.package, b.package), coalesce(b.severity, a.severity), coalesce(a.versions, ''), coalesce(b.versions, '')
 		FROM (SELECT * FROM side WHERE image = $1) a FULL JOIN (SELECT * FROM side WHERE image = $2) b ON a.id = b.id AND a.package = b.package
 		WHERE a.id IS NULL OR b.id IS NULL ORDER BY 3 DESC, 1, 2`, before, then)

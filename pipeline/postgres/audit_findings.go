@@ -72,11 +72,11 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 			ORDER BY f.run DESC, place
 			LIMIT `+w.arg(q.Page.Limit)+`
 		)
-		SELECT p.image, p.place, i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, r.scanned_at,
+		SELECT p.image, p.place, i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, greatest(r.scanned_at, m.matched_at),
 		       p.severity, p.package, p.version, p.fixed_in, p.title, p.url, p.purl, p.path,
 		       (SELECT array_agg(DISTINCT t.platform ORDER BY t.platform) FROM reports t WHERE t.run = p.run AND t.position = ANY(p.reports)),
 		       o.run, o.commit_sha, o.digest, o.at
-		FROM page p JOIN images i ON i.id = p.image JOIN image_records r ON r.run = p.run
+		FROM page p JOIN images i ON i.id = p.image JOIN image_records r ON r.run = p.run LEFT JOIN image_matches m ON m.run = p.run
 		LEFT JOIN LATERAL (
 			SELECT o.run, o.commit_sha, b.digest, o.recorded_at AS at FROM packages k
 			JOIN package_firsts f ON f.package = k.id AND f.project = i.project JOIN image_records o ON o.run = f.run JOIN images b ON b.id = o.image

@@ -304,7 +304,7 @@ func packageAudits(ctx context.Context, tx pgx.Tx, pairs []pair, uncomparable ma
 		CROSS JOIN LATERAL (
 			SELECT array_agg(DISTINCT x.platform ORDER BY x.platform) AS platforms,
 			       (array_agg(x.path ORDER BY x.report, x.position))[1] AS path, (array_agg(x.layer ORDER BY x.report, x.position))[1] AS layer,
-			       (SELECT array_agg(DISTINCT l ORDER BY l) FROM image_packages y, unnest(y.licenses) AS l WHERE y.package = u.package AND y.image = u.image) AS licenses
+			       (array_agg(x.licenses::text ORDER BY x.report, x.position))[1]::text[] AS licenses
 			FROM image_packages x WHERE x.package = u.package AND x.image = u.image) x
 		ORDER BY u.n`, images, packages).Query(func(rows pgx.Rows) error {
 		var err error
@@ -359,7 +359,7 @@ func queueExceptions(b *pgx.Batch, pairs []pair, out *map[int][]pipeline.Excepti
 		JOIN packages p ON p.id = u.package
 		JOIN exceptions e ON e.project = i.project AND e.revoked_at IS NULL AND e.expires_at > clock_timestamp()
 			AND e.package IN ('', p.name) AND e.image IN ('', i.digest)
-		WHERE EXISTS (SELECT FROM findings f WHERE f.run = i.newest AND f.package = p.name AND lower(f.id) = lower(e.finding))
+		WHERE EXISTS (SELECT FROM findings f WHERE f.run = i.newest AND f.package = p.name AND lower(f.id) = lower(e.finding) AND f.gone_at IS NULL)
 		ORDER BY u.n, e.id`, images, packages).Query(func(rows pgx.Rows) error {
 		*out = map[int][]pipeline.Exception{}
 		for rows.Next() {

@@ -1,0 +1,157 @@
+package postgres_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/postgres"
+	"github.com/dray-project/dray/pipeline/postgres/postgrestest"
+)
+
+// TestAuditReadsAPage: however many images hold the packages, a page of index
+// entries is read of each that can be on it, and nothing else.
+func TestAuditReadsAPage(t *testing.T) {
+	pool := postgrestest.New(t)
+	s := newStore(t, pool)
+	syncSample(t, s)
+	release(t, s, "app", "one", []pipeline.Package{pkg("crypto", "v1")}, nil)
+	meddle(t, pool, `
+		INSERT INTO packages (key, type, name, version, purl)
+		SELECT sha256(i::text::bytea), 'debian', 'openssl', 'v' || i, '' FROM generate_series(1, 300) i;
+		INSERT INTO images (project, digest, newest)
+		SELECT CASE WHEN i % 10 = 0 THEN 'web' ELSE 'app' END, 'sha256:' || encode(sha256(i::text::bytea), 'hex'), (SELECT id FROM runs) FROM generate_series(1, 5000) i;
+		INSERT INTO image_packages (image, report, position, platform, package, path, layer)
+		SELECT i.id, r, n, 'linux/' || r, p.id, '', '' FROM images i, generate_series(0, 1) r, generate_series(10, 12) n,
+			LATERAL (SELECT id FROM packages WHERE name = 'openssl' AND version = 'v' || (i.id * n) % 300 + 1) p`)
+	// What was committed but is not on disk yet cannot be marked as visible to all,
+	// and is then read from the table as well.
+	await(t, "a vacuum that sees all", func() (seen bool) {
+		_, err := pool.Exec(t.Context(), `VACUUM ANALYZE images, packages, image_packages`)
+		check(t, err)
+		check(t, pool.QueryRow(t.Context(), `SELECT relallvisible = relpages FROM pg_class WHERE oid = 'image_packages'::regclass`).Scan(&seen))
+		return seen
+	})
+	rows, err := pool.Query(t.Context(), `SELECT id FROM packages WHERE name = 'openssl' ORDER BY id`)
+	check(t, err)
+	var ids []int64
+	for rows.Next() {
+		var id int64
+		check(t, rows.Scan(&id))
+		ids = append(ids, id)
+	}
+	const limit = 50
+	type found struct{ image, pkg int64 }
+	all := func() (out []found) {
+		rows, err := pool.Query(t.Context(), `SELECT DISTINCT image, package FROM image_packages WHERE package = ANY($1) ORDER BY image DESC, package DESC`, ids)
+		check(t, err)
+		for rows.Next() {
+			var f found
+			check(t, rows.Scan(&f.image, &f.pkg))
+			out = append(out, f)
+		}
+		return out
+	}()
+	for name, after := range map[string]found{"the first page": {}, "a page in the middle": all[len(all)/2], "the last page": all[len(all)-10]} {
+		sql, args := postgres.PackagesFirstSQL(pipeline.AuditScope{Reach: pipeline.Reach{All: true}, Page: pipeline.Page{Limit: limit}}, ids, after.image, after.pkg)
+		rows, err := pool.Query(t.Context(), sql, args...)
+		check(t, err)
+		var got []found
+		for rows.Next() {
+			var f found
+			check(t, rows.Scan(&f.image, &f.pkg))
+			got = append(got, f)
+		}
+		check(t, rows.Err())
+		from := 0
+		if after != (found{}) {
+			from = slices.Index(all, after) + 1
+		}
+		if want := all[from:min(from+limit, len(all))]; !slices.Equal(got, want) {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+		var raw json.RawMessage
+		check(t, pool.QueryRow(t.Context(), `EXPLAIN (ANALYZE, FORMAT JSON) `+sql, args...).Scan(&raw))
+		var plan []struct {
+			Plan counted
+			Time float64 `json:"Execution Time"`
+		}
+		check(t, json.Unmarshal(raw, &plan))
+		read := plan[0].Plan.read(t)
+		t.Logf("%s: %.2f ms, %.0f entries", name, plan[0].Time, read)
+		// One entry of each package, then a page of each that can be on the page,
+		// two platforms each.
+		if most := float64(len(ids) + 2*limit*limit); read > most {
+			t.Errorf("%s reads %.0f entries, want at most %.0f", name, read, most)
+		}
+	}
+}
+
+// counted is a node of a plan with what it read.
+type counted struct {
+	Type     string  `json:"Node Type"`
+	Relation string  `json:"Relation Name"`
+	Rows     float64 `json:"Actual Rows"`
+	Loops    float64 `json:"Actual Loops"`
+	Plans    []counted
+}
+
+func (c counted) read(t *testing.T) (n float64) {
+	if c.Relation == "image_packages" {
+		if c.Type != "Index Only Scan" {
+			t.Errorf("%s on %s", c.Type, c.Relation)
+		}
+		n = c.Rows * c.Loops
+	}
+	for _, p := range c.Plans {
+		n += p.read(t)
+	}
+	return n
+}
+
+// TestAuditLicencesOfThousands: a licence that thousands of packages are under is
+// looked for image by image, and gives the same list.
+func TestAuditLicencesOfThousands(t *testing.T) {
+	pool := postgrestest.New(t)
+	s := newStore(t, pool)
+	syncSample(t, s)
+	var many []pipeline.Package
+	for i := range 2500 {
+		many = append(many, debianPackage(fmt.Sprintf("package-%d", i), "1", "MIT"))
+	}
+	one := release(t, s, "app", "one", many, nil)
+	two := release(t, s, "app", "two", many[:3], nil)
+	web := release(t, s, "web", "web", append(many[2:4:4], debianPackage("other", "1", "ISC")), nil)
+	q := pipeline.PackageAuditQuery{License: "MIT", AuditScope: pipeline.AuditScope{Reach: everything, Page: pipeline.Page{Limit: 700}}}
+	count := map[pipeline.Digest]int{}
+	for last := ""; ; {
+		uses, err := s.AuditPackages(t.Context(), q)
+		check(t, err)
+		if len(uses) == 0 {
+			break
+		}
+		for _, u := range uses {
+			if u.ID == last || u.Package.Name == "other" {
+				t.Fatalf("%s again, or %s", u.ID, u.Package.Name)
+			}
+			last = u.ID
+			count[u.Image.Digest]++
+		}
+		q.Page.After = last
+	}
+	if count[one.Built.Image.Digest] != 2500 || count[two.Built.Image.Digest] != 3 || count[web.Built.Image.Digest] != 2 {
+		t.Errorf("counted %v", count)
+	}
+	q.Page.After, q.Project = "", "web"
+	uses, err := s.AuditPackages(t.Context(), q)
+	check(t, err)
+	if len(uses) != 2 {
+		t.Errorf("of web, %d", len(uses))
+	}
+	q.Reach = pipeline.Reach{Projects: []string{"app"}}
+	if uses, err = s.AuditPackages(t.Context(), q); err != nil || len(uses) != 0 {
+		t.Errorf("out of reach, %d, %v", len(uses), err)
+	}
+}

@@ -50,13 +50,14 @@ build-demo: bin/dray-dev bin/buildctl bin/buildkitd bin/dray bin/drayd bin/dray-
 
 # Go knows best what is up to date: these are always asked for.
 .PHONY: FORCE
-bin/dray bin/drayd bin/dray-dev bin/dray-demo bin/dray-bench bin/dray-copybench bin/dray-logbench: FORCE | bin
+bin/dray bin/drayd bin/dray-dev bin/dray-demo bin/dray-bench bin/dray-copybench bin/dray-logbench bin/dray-auditbench: FORCE | bin
 bin/dray: ; $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/dray
 bin/dray-dev: ; $(GOBUILD) -o $@ ./deploy/stack/cmd/dray-dev
 bin/dray-demo: ; $(GOBUILD) -o $@ ./deploy/demo
 bin/dray-bench: ; $(GOBUILD) -o $@ ./deploy/bench
 bin/dray-copybench: ; $(GOBUILD) -o $@ ./deploy/bench/copybench
 bin/dray-logbench: ; $(GOBUILD) -o $@ ./deploy/bench/logbench
+bin/dray-auditbench: ; $(GOBUILD) -o $@ ./deploy/bench/auditbench
 bin/drayd:
 	@test -e $@ || echo "building drayd, with the scanner in it; the first time takes about 10 minutes on two cores..."
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/drayd
@@ -112,7 +113,7 @@ fmt: ## Format the Go code
 	git ls-files -z -co --exclude-standard '*.go' | xargs -0 gofmt -s -w
 
 .PHONY: bench
-bench: bootstrap-bench build bin/dray-bench bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy bench-copy bench-log ## Measure Dray against what it replaces
+bench: bootstrap-bench build bin/dray-bench bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy bench-copy bench-log bench-audit ## Measure Dray against what it replaces
 	$(AS_ROOT) bin/dray-bench --dir $(CURDIR)/.bench/state --bin $(CURDIR)/bin
 
 .PHONY: bench-copy
@@ -122,6 +123,10 @@ bench-copy: bootstrap-bench bin/dray-copybench bin/dray-dev bin/crane bin/regctl
 .PHONY: bench-log
 bench-log: bootstrap-bench bin/dray-logbench bin/dray-dev ## Measure the evidence log alone (ARGS='--n 3 --rate 1000')
 	bin/dray-logbench --bin $(CURDIR)/bin $(ARGS)
+
+.PHONY: bench-audit
+bench-audit: bootstrap-bench bin/dray-auditbench bin/dray-dev ## Measure questions to the record alone (ARGS='--images 111112' asks 50 million rows)
+	bin/dray-auditbench --bin $(CURDIR)/bin $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built; the demo's state stays

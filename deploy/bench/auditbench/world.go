@@ -1,0 +1,303 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// world is a record as many teams would fill it. Packages are as popular as Zipf
+// has it: some are in every image, most in few. A team's next image has what its
+// last had, some of it newer.
+type world struct {
+	images, each int
+	projects     int
+	names        int
+	// releases of a package, over all the time that there are images.
+	releases int
+}
+
+func newWorld(images, each int) world {
+	return world{images: images, each: each, projects: max(1, images/50), names: 25_000, releases: 12}
+}
+
+// perImage is how many findings an image has.
+const perImage = 30
+
+var started = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func (w world) at(image int) time.Time { return started.Add(time.Duration(image) * time.Minute) }
+func (w world) project(image int) string {
+	return fmt.Sprintf("project-%d", image%w.projects)
+}
+func digest(parts ...any) string {
+	sum := sha256.Sum256([]byte(fmt.Sprint(parts...)))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+func runID(image int) string       { return fmt.Sprintf("run_%020d", image) }
+func promotionID(image int) string { return fmt.Sprintf("prm_%020d", image) }
+
+// name of a package by its popularity: 0 is the hottest.
+func name(rank int) (name, typ string) {
+	switch rank % 3 {
+	case 0:
+		return fmt.Sprintf("lib%s%d", hex.EncodeToString([]byte{byte(rank * 37)}), rank), "debian"
+	case 1:
+		return fmt.Sprintf("github.com/acme-%d/module-%d", rank%97, rank), "gobinary"
+	}
+	return fmt.Sprintf("package-%d", rank), "node-pkg"
+}
+
+func version(rank, release int) string {
+	switch rank % 3 {
+	case 0:
+		return fmt.Sprintf("%d.%d.%d-1+deb12u%d", 1+rank%5, release/10, release%10, release%3)
+	case 1:
+		return fmt.Sprintf("v%d.%d.%d", rank%3, release/4, release%4)
+	}
+	return fmt.Sprintf("%d.%d.%d", 1+rank%4, release/8, release%8)
+}
+
+func purl(rank, release int) string {
+	n, typ := name(rank)
+	v := strings.ReplaceAll(version(rank, release), "+", "%2B")
+	switch typ {
+	case "debian":
+		return "pkg:deb/debian/" + n + "@" + v + "?arch=amd64&distro=debian-12"
+	case "gobinary":
+		return "pkg:golang/" + n + "@" + v
+	}
+	return "pkg:npm/" + n + "@" + v
+}
+
+var licenses = []string{"MIT", "Apache-2.0", "BSD-3-Clause", "GPL-2.0-or-later", "LGPL-2.1-only", "ISC", "MPL-2.0", "GPL-3.0-or-later", "MIT OR Apache-2.0", "Zlib"}
+
+// chosen are the packages of a project, by popularity.
+func (w world) chosen(project int) []int {
+	r := rand.New(rand.NewPCG(uint64(project), 1))
+	zipf := rand.NewZipf(r, 1.07, 8, uint64(w.names-1))
+	seen := map[int]bool{0: true}
+	out := []int{0} // the hottest is in every image
+	for len(out) < w.each {
+		rank := int(zipf.Uint64())
+		if !seen[rank] {
+			seen[rank] = true
+			out = append(out, rank)
+		}
+	}
+	return out
+}
+
+// release that an image has of a package: teams follow, some sooner.
+func (w world) release(project, rank, image int) int {
+	lag := float64((project*31+rank*17)%100) / 400
+	progress := math.Max(0, float64(image)/float64(w.images)-lag)
+	return min(w.releases-1, int(progress*float64(w.releases)))
+}
+
+func (w world) packageID(rank, release int) int64 { return int64(rank*w.releases + release + 1) }
+
+// rows yields rows to copy, one at a time.
+type rows struct {
+	next func() []any
+	row  []any
+}
+
+func (r *rows) Next() bool             { r.row = r.next(); return r.row != nil }
+func (r *rows) Values() ([]any, error) { return r.row, nil }
+func (r *rows) Err() error             { return nil }
+
+func upTo(n int, row func(int) []any) *rows {
+	i := -1
+	return &rows{next: func() []any {
+		if i++; i >= n {
+			return nil
+		}
+		return row(i)
+	}}
+}
+
+// fill writes the record as runs and promotions would have. Foreign keys are not
+// checked and the large indexes come afterwards: both only cost time here.
+func (b *bench) fill(ctx context.Context) error {
+	tx, err := b.pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // committed below
+	// Whatever the migrations say that they are.
+	var indexes string
+	if err := tx.QueryRow(ctx, `SELECT string_agg(indexdef, '; ') FROM pg_indexes
+		WHERE indexname IN ('image_packages_by_package', 'packages_by_name', 'packages_by_purl')`).Scan(&indexes); err != nil {
+		return err
+	}
+	exec := func(sql string) {
+		if err == nil {
+			_, err = tx.Exec(ctx, sql)
+			if err != nil {
+				err = fmt.Errorf("%.60s: %w", strings.TrimSpace(sql), err)
+			}
+		}
+	}
+	load := func(table string, columns []string, src pgx.CopyFromSource) {
+		if err == nil {
+			began := time.Now()
+			var n int64
+			n, err = tx.CopyFrom(ctx, pgx.Identifier{table}, columns, src)
+			fmt.Fprintf(b.log, "%-18s %11d rows %6.1f s\n", table, n, time.Since(began).Seconds())
+		}
+	}
+	exec(`SET LOCAL session_replication_role = replica; SET LOCAL maintenance_work_mem = '512MB';
+		ALTER TABLE image_packages DROP CONSTRAINT image_packages_pkey; DROP INDEX image_packages_by_package, packages_by_name, packages_by_purl`)
+	zero := "sha256:" + strings.Repeat("0", 64)
+	load("projects", []string{"name", "version"}, upTo(b.projects, func(i int) []any { return []any{b.project(i), int32(1)} }))
+	load("project_versions", []string{"project", "version", "digest", "settings"}, upTo(b.projects, func(i int) []any { return []any{b.project(i), int32(1), zero, `{}`} }))
+	load("jobs", []string{"id", "kind", "project", "state", "created_at", "started_at", "finished_at"}, upTo(b.images, func(i int) []any {
+		return []any{runID(i), "run", b.project(i), "succeeded", b.at(i), b.at(i), b.at(i)}
+	}))
+	load("runs", []string{"id", "event_key", "ref", "event", "commit_sha", "image_repository", "image_digest"}, upTo(b.images, func(i int) []any {
+		key := sha256.Sum256([]byte(runID(i)))
+		return []any{runID(i), key[:], "refs/heads/main", `{}`, digest("commit", i)[7:47], "dev.example/" + b.project(i), digest(i)}
+	}))
+	exec(`ALTER TABLE images ALTER COLUMN id SET GENERATED BY DEFAULT; ALTER TABLE packages ALTER COLUMN id SET GENERATED BY DEFAULT`)
+	load("images", []string{"id", "project", "digest", "newest"}, upTo(b.images, func(i int) []any { return []any{int64(i + 1), b.project(i), digest(i), runID(i)} }))
+	load("image_records", []string{"run", "image", "project", "repository", "commit_sha", "plan_digest", "built", "scanned_at", "scanner", "db_reference", "db_digest", "db_updated_at", "recorded_at"},
+		upTo(b.images, func(i int) []any {
+			return []any{runID(i), int64(i + 1), b.project(i), "dev.example/" + b.project(i), digest("commit", i)[7:47], "p", `{}`, b.at(i), "trivy", "db", zero, b.at(i), b.at(i)}
+		}))
+	load("reports", []string{"run", "position", "platform", "digest", "os", "run_user"}, upTo(b.images, func(i int) []any {
+		return []any{runID(i), int32(0), "linux/amd64", digest("amd64", i), "debian 12", "65532"}
+	}))
+	load("packages", []string{"id", "key", "type", "name", "version", "purl"}, upTo(b.names*b.releases, func(i int) []any {
+		rank, release := i/b.releases, i%b.releases
+		n, typ := name(rank)
+		key := sha256.Sum256([]byte(purl(rank, release)))
+		return []any{b.packageID(rank, release), key[:], typ, n, version(rank, release), purl(rank, release)}
+	}))
+	load("image_packages", []string{"image", "report", "position", "platform", "package", "path", "layer", "licenses"}, b.contents())
+	exec(`ALTER TABLE image_packages ADD PRIMARY KEY (image, report, position); ` + indexes)
+	load("findings", []string{"run", "report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path"}, b.findings())
+	b.promotions(load)
+	exec(`INSERT INTO package_firsts (package, project, run)
+		SELECT DISTINCT ON (x.package, i.project) x.package, i.project, i.newest
+		FROM image_packages x JOIN images i ON i.id = x.image ORDER BY x.package, i.project, x.image`)
+	exec(`INSERT INTO package_licenses (license, package)
+		SELECT DISTINCT t, x.package FROM (SELECT DISTINCT package, licenses FROM image_packages) x, unnest(x.licenses) AS l, license_terms(l) AS t`)
+	if err != nil {
+		return err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return err
+	}
+	// As autovacuum does after many insertions.
+	_, err = b.pool.Exec(ctx, `VACUUM ANALYZE`)
+	return err
+}
+
+// contents yields what is in the images.
+func (b *bench) contents() *rows {
+	chosen := make([][]int, b.projects)
+	for p := range chosen {
+		chosen[p] = b.chosen(p)
+	}
+	image, position := 0, 0
+	return &rows{next: func() []any {
+		if position == b.each {
+			image, position = image+1, 0
+		}
+		if image == b.images {
+			return nil
+		}
+		project := image % b.projects
+		rank := chosen[project][position]
+		position++
+		path, layer := "", digest("base", image/(b.images/20+1))
+		if rank%3 != 0 {
+			path, layer = "usr/local/bin/app", digest("layer", image)
+		}
+		return []any{int64(image + 1), int32(0), int32(position - 1), "linux/amd64", b.packageID(rank, b.release(project, rank, image)), path, layer,
+			[]string{licenses[rank%len(licenses)]}}
+	}}
+}
+
+// findings yields what is known of the images: a CVE in the hottest package, and others.
+func (b *bench) findings() *rows {
+	image, position := 0, 0
+	return &rows{next: func() []any {
+		if position == perImage {
+			image, position = image+1, 0
+		}
+		if image == b.images {
+			return nil
+		}
+		rank := 0
+		if position > 0 {
+			rank = (image%b.projects*perImage + position*position*7) % (b.names / 10)
+		}
+		position++
+		n, _ := name(rank)
+		v := b.release(image%b.projects, rank, image)
+		return []any{runID(image), int32(0), int32(position - 1), fmt.Sprintf("CVE-2025-%05d", rank), int16(rank % 5), n, version(rank, v), version(rank, v+1),
+			"A flaw in " + n, "https://example.com/advisory", purl(rank, v), ""}
+	}}
+}
+
+// environments of every project, each of which an image enters one after the other.
+var environments = []string{"dev", "staging", "prod"}
+
+// promotions: one image in five went to prod, after the others.
+func (b *bench) promotions(load func(string, []string, pgx.CopyFromSource)) {
+	const apart = 5
+	n := b.images / apart
+	per := len(environments)
+	// Turn by turn, so that every project has its share.
+	at := func(i int) (image, environment int) {
+		k := i / per
+		return k*apart + k*apart/b.projects%apart, i % per
+	}
+	load("jobs", []string{"id", "kind", "project", "state", "created_at", "started_at", "finished_at"}, upTo(n*per, func(i int) []any {
+		image, env := at(i)
+		t := b.at(image).Add(time.Duration(env+1) * time.Hour)
+		return []any{promotionID(i), "promotion", b.project(image), "succeeded", t, t, t}
+	}))
+	placed := make([]map[string]int64, per)
+	for e := range placed {
+		placed[e] = map[string]int64{}
+	}
+	current := map[[2]string]string{}
+	load("promotions", []string{"id", "project", "image", "repository", "environment", "requested_by", "placed"}, upTo(n*per, func(i int) []any {
+		image, env := at(i)
+		project := b.project(image)
+		placed[env][project]++
+		current[[2]string{project, environments[env]}] = promotionID(i)
+		return []any{promotionID(i), project, int64(image + 1), "dev.example/" + project, environments[env], fmt.Sprintf("person-%d", i%40), placed[env][project]}
+	}))
+	load("placements", []string{"promotion", "image", "environment", "repository", "copied", "recorded_at"}, upTo(n*per, func(i int) []any {
+		image, env := at(i)
+		return []any{promotionID(i), int64(image + 1), environments[env], environments[env] + ".example/" + b.project(image), `{}`, b.at(image)}
+	}))
+	load("approvals", []string{"promotion", "author", "roles", "plan", "comment", "rejected", "at"}, upTo(n*per, func(i int) []any {
+		image, _ := at(i)
+		return []any{promotionID(i), fmt.Sprintf("person-%d", (i+1)%40), []string{"release-manager"}, "", "", false, b.at(image)}
+	}))
+	var lanes [][]any
+	for k, id := range current {
+		var e int
+		for i, name := range environments {
+			if name == k[1] {
+				e = i
+			}
+		}
+		lanes = append(lanes, []any{k[0], k[1], id, placed[e][k[0]]})
+	}
+	load("lanes", []string{"project", "environment", "current", "placed"}, upTo(len(lanes), func(i int) []any { return lanes[i] }))
+}

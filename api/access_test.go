@@ -37,10 +37,10 @@ func wired(c *api.Config) {
 		}
 		return pipeline.RegistryProbe{Host: host, Referrers: pipeline.CapabilityYes}, nil
 	}
+	c.Retainer = retainer{}
 	c.Evidence = func(_ context.Context, project string, d pipeline.Digest) (api.EvidenceBundle, error) {
 		return bundle("evidence of " + project + " " + string(d)), nil
 	}
-	c.Retainer = retainer{}
 	c.Eligibility = func(_ context.Context, r pipeline.PromotionRequest) (pipeline.Eligibility, error) {
 		if r.Environment == "moon" {
 			return pipeline.Eligibility{}, fmt.Errorf("project %s has no environment %q: %w", r.Project, r.Environment, pipeline.ErrInvalid)

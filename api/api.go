@@ -74,11 +74,11 @@ type Config struct {
 	Probe func(ctx context.Context, host string) (pipeline.RegistryProbe, error)
 	// Ledger is the evidence log. Nil: it is not served.
 	Ledger Ledger
+	// Retainer plans and applies retention. Nil: it is not served.
+	Retainer Retainer
 	// Evidence packs what is known of an image within a project. Nil: it cannot be
 	// asked for.
 	Evidence func(ctx context.Context, project string, d pipeline.Digest) (EvidenceBundle, error)
-	// Retainer plans and applies retention. Nil: it is not served.
-	Retainer Retainer
 	// Checks are run by /readyz besides the store's own.
 	Checks []Check
 	Log    *slog.Logger // required
@@ -198,8 +198,8 @@ func New(c Config) (*API, error) {
 	a.registerExceptions()
 	a.registerVEX()
 	a.registerRegistries()
-	a.registerRetention()
 	a.registerRematches()
+	a.registerRetention()
 	a.registerImages()
 	a.registerEvidence()
 	a.registerPackages()

@@ -251,8 +251,10 @@ func TestHostileLint(t *testing.T) {
 			if len(found) == 0 || len(found) > maxFindings {
 				t.Errorf("%d findings", len(found))
 			}
-			if took := spent(t) - begin; took > lintTimeout/2 {
-				t.Errorf("it took %s", took)
+			// Not a measure of speed: with the race detector it is ten times as slow.
+			// What is not bounded takes hours here.
+			if took := spent(t) - begin; took > 2*time.Minute {
+				t.Errorf("it ran away: %s of processor time", took)
 			}
 		})
 	}

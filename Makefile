@@ -50,13 +50,14 @@ build-demo: bin/dray-dev bin/buildctl bin/buildkitd bin/dray bin/drayd bin/dray-
 
 # Go knows best what is up to date: these are always asked for.
 .PHONY: FORCE
-bin/dray bin/drayd bin/dray-dev bin/dray-demo bin/dray-bench bin/dray-copybench bin/dray-logbench bin/dray-auditbench: FORCE | bin
+bin/dray bin/drayd bin/dray-dev bin/dray-demo bin/dray-bench bin/dray-copybench bin/dray-logbench bin/dray-auditbench bin/dray-rematchbench: FORCE | bin
 bin/dray: ; $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/dray
 bin/dray-dev: ; $(GOBUILD) -o $@ ./deploy/stack/cmd/dray-dev
 bin/dray-demo: ; $(GOBUILD) -o $@ ./deploy/demo
 bin/dray-bench: ; $(GOBUILD) -o $@ ./deploy/bench
 bin/dray-copybench: ; $(GOBUILD) -o $@ ./deploy/bench/copybench
 bin/dray-logbench: ; $(GOBUILD) -o $@ ./deploy/bench/logbench
+bin/dray-rematchbench: ; $(GOBUILD) -o $@ ./deploy/bench/rematchbench
 bin/dray-auditbench: ; $(GOBUILD) -o $@ ./deploy/bench/auditbench
 bin/drayd:
 	@test -e $@ || echo "building drayd, with the scanner in it; the first time takes about 10 minutes on two cores..."
@@ -113,12 +114,16 @@ fmt: ## Format the Go code
 	git ls-files -z -co --exclude-standard '*.go' | xargs -0 gofmt -s -w
 
 .PHONY: bench
-bench: bootstrap-bench build bin/dray-bench bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy bench-copy bench-log bench-audit ## Measure Dray against what it replaces
+bench: bootstrap-bench build bin/dray-bench bin/dray-dev bin/buildctl bin/buildkitd bin/cosign3 bin/crane bin/trivy bench-copy bench-log bench-audit bench-rematch ## Measure Dray against what it replaces
 	$(AS_ROOT) bin/dray-bench --dir $(CURDIR)/.bench/state --bin $(CURDIR)/bin
 
 .PHONY: bench-copy
 bench-copy: bootstrap-bench bin/dray-copybench bin/dray-dev bin/crane bin/regctl ## Measure the copies alone (ARGS='--n 3 --only olareg')
 	bin/dray-copybench --bin $(CURDIR)/bin $(ARGS)
+
+.PHONY: bench-rematch
+bench-rematch: bootstrap-bench bin/dray-rematchbench bin/dray-dev bin/trivy ## Measure matching images again with a new database alone (ARGS='--images 1000')
+	bin/dray-rematchbench --bin $(CURDIR)/bin $(ARGS)
 
 .PHONY: bench-log
 bench-log: bootstrap-bench bin/dray-logbench bin/dray-dev ## Measure the evidence log alone (ARGS='--n 3 --rate 1000')

@@ -130,7 +130,12 @@ func splitPURL(p *packageurl.PackageURL) *analysedPURL {
 }
 
 // recall is the detail that an analysis was made of, as far as matching goes.
-func recall(a pipeline.Analysis) (detail ftypes.ArtifactDetail, err error) {
+func recall(a pipeline.Analysis) (ftypes.ArtifactDetail, error) {
+	doc, err := readAnalysis(a)
+	return doc.detail(), err
+}
+
+func readAnalysis(a pipeline.Analysis) (doc analysisDocument, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%w: %w", errAnalysis, err)
@@ -138,27 +143,30 @@ func recall(a pipeline.Analysis) (detail ftypes.ArtifactDetail, err error) {
 	}()
 	zr, err := gzip.NewReader(bytes.NewReader(a.Data))
 	if err != nil {
-		return detail, err
+		return doc, err
 	}
 	raw, err := io.ReadAll(io.LimitReader(zr, maxAnalysis+1))
 	if err != nil {
-		return detail, err
+		return doc, err
 	}
 	if len(raw) > maxAnalysis {
-		return detail, fmt.Errorf("it unpacks to more than %d bytes", maxAnalysis)
+		return doc, fmt.Errorf("it unpacks to more than %d bytes", maxAnalysis)
 	}
-	var doc analysisDocument
 	if err := json.Unmarshal(raw, &doc); err != nil {
-		return detail, err
+		return doc, err
 	}
 	if doc.Version != analysisVersion {
-		return detail, fmt.Errorf("version %d, this scanner's is %d", doc.Version, analysisVersion)
+		return doc, fmt.Errorf("version %d, this scanner's is %d", doc.Version, analysisVersion)
 	}
-	detail = ftypes.ArtifactDetail{OS: doc.OS, Repository: doc.Repository, Packages: recalled(doc.Packages)}
+	return doc, nil
+}
+
+func (doc analysisDocument) detail() ftypes.ArtifactDetail {
+	detail := ftypes.ArtifactDetail{OS: doc.OS, Repository: doc.Repository, Packages: recalled(doc.Packages)}
 	for _, app := range doc.Applications {
 		detail.Applications = append(detail.Applications, ftypes.Application{Type: app.Type, FilePath: app.FilePath, Packages: recalled(app.Packages)})
 	}
-	return detail, nil
+	return detail
 }
 
 func recalled(in []analysedPackage) ftypes.Packages {

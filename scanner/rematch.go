@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"runtime/debug"
 
 	dbtypes "github.com/aquasecurity/trivy-db/pkg/types"
@@ -18,7 +17,6 @@ import (
 	"github.com/aquasecurity/trivy/pkg/scan/ospkg"
 	"github.com/aquasecurity/trivy/pkg/types"
 	"github.com/aquasecurity/trivy/pkg/vulnerability"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/dray-project/dray/pipeline"
 )
@@ -69,36 +67,19 @@ func (s *Scanner) Rematch(ctx context.Context, analyses []pipeline.Analysis) (pi
 		return info, nil, fmt.Errorf("match again: %w", err)
 	}
 	defer release()
+	s.known.begin(info.Digest)
+	defer s.known.end()
 	out := make([]pipeline.Rematched, len(analyses))
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for i, a := range analyses {
-		group.Go(func() error {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			findings, err := s.rematch(ctx, a)
-			if errors.Is(err, errAnalysis) {
-				out[i].Unreadable = err.Error()
-				return nil
-			}
-			out[i].Findings = findings
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+	if err := s.together(ctx, analyses, out); err != nil {
 		return info, nil, fmt.Errorf("match again with %s: %w", info.Digest, err)
 	}
 	return info, out, nil
 }
 
-func (s *Scanner) rematch(ctx context.Context, a pipeline.Analysis) (_ []pipeline.Finding, err error) {
+// matchAlone matches one image as a whole.
+func (s *Scanner) matchAlone(ctx context.Context, d ftypes.ArtifactDetail) (_ []pipeline.Finding, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer recovered(&err, s.cfg.Log)
-	d, err := recall(a)
-	if err != nil {
-		return nil, err
-	}
 	res, err := s.matcher.of(d).Scan(ctx, "", "", nil, matching())
 	if err != nil {
 		return nil, err

@@ -57,6 +57,7 @@ func samples(t *testing.T, host string) []sample {
 		"deb":        {debian([3]string{"libssl3", "openssl", "3.0.11-1~deb12u1"}, [3]string{"libc6", "glibc", "2.36-9+deb12u9"})},
 		"apk":        {alpine([3]string{"busybox-binsh", "busybox", "1.36.1-r28"}, [3]string{"musl", "musl", "1.2.5-r0"})},
 		"third":      {fromDocker(debian([3]string{"libc6", "glibc", "2.36-9+deb12u9"}, [3]string{"containerd.io", "containerd", "1.6.20-1"}))},
+		"rebuilt":    {debian([3]string{"libssl3", "openssl", "3.0.11-1~deb12u1"}, [3]string{"libc6", "glibc", "2.36-9+deb12u9.root.io.1"})},
 		"everything": {debian([3]string{"openssl", "openssl", "3.0.11-1~deb12u1"}), node("minimist", "1.2.5"), python("Requests", "2.30.0")},
 		"nothing":    {{"hello": "world"}},
 		"odd":        {debian([3]string{"a%2fb c", "a%2fb c", "1:2~3"}), node("we?rd/n#me", "1.0.0")},

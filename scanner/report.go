@@ -49,25 +49,34 @@ func findings(results types.Results) []pipeline.Finding {
 	out := []pipeline.Finding{}
 	for _, result := range results {
 		for _, v := range result.Vulnerabilities {
-			// Trivy's names are these four; what it does not know stays unknown.
-			//lint:ignore SA1019 it is the severity that Trivy chose among the sources; VendorSeverity would have us choose again
-			severity, err := pipeline.ParseSeverity(v.Severity)
-			if err != nil {
-				severity = pipeline.SeverityUnknown
-			}
-			out = append(out, pipeline.Finding{
-				ID:       v.VulnerabilityID,
-				Severity: severity,
-				Package:  v.PkgName,
-				Version:  v.InstalledVersion,
-				FixedIn:  v.FixedVersion,
-				Title:    v.Title,
-				URL:      v.PrimaryURL,
-				PURL:     purl(v.PkgIdentifier),
-				Path:     packagePath(result, v.PkgPath),
-			})
+			out = append(out, finding(result, v))
 		}
 	}
+	return inOrder(out)
+}
+
+func finding(result types.Result, v types.DetectedVulnerability) pipeline.Finding {
+	// Trivy's names are these four; what it does not know stays unknown.
+	//lint:ignore SA1019 it is the severity that Trivy chose among the sources; VendorSeverity would have us choose again
+	severity, err := pipeline.ParseSeverity(v.Severity)
+	if err != nil {
+		severity = pipeline.SeverityUnknown
+	}
+	return pipeline.Finding{
+		ID:       v.VulnerabilityID,
+		Severity: severity,
+		Package:  v.PkgName,
+		Version:  v.InstalledVersion,
+		FixedIn:  v.FixedVersion,
+		Title:    v.Title,
+		URL:      v.PrimaryURL,
+		PURL:     purl(v.PkgIdentifier),
+		Path:     packagePath(result, v.PkgPath),
+	}
+}
+
+// inOrder sorts findings and leaves each once.
+func inOrder(out []pipeline.Finding) []pipeline.Finding {
 	slices.SortStableFunc(out, func(a, b pipeline.Finding) int {
 		return cmp.Or(cmp.Compare(b.Severity, a.Severity), sameFinding(a, b), cmp.Compare(a.FixedIn, b.FixedIn))
 	})

@@ -51,6 +51,8 @@ type Scanner struct {
 	// applier puts the layers of an image together.
 	applier applier.Applier
 	matcher matcher
+	// known are packages that a pass of re-matching has matched already.
+	known remembered
 }
 
 var _ pipeline.Scanner = (*Scanner)(nil)

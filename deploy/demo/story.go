@@ -63,6 +63,9 @@ func (s *story) chapters() []chapter {
 		{"Roll prod back", s.rollback},
 		{"Delete a signature behind Dray's back", s.tamper},
 		{"Ask which promoted images contain a package", s.ask},
+		{"Ask where a vulnerability is, and who let it pass", s.cve},
+		{"Prove the image in prod where there is no network", s.prove},
+		{"Change a row of the record with psql", s.rewrite},
 	}
 }
 

@@ -32,7 +32,7 @@ var why string
 
 // projects that tests push to; each test has its own.
 var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared", "together", "delivered", "documented", "again",
-	"way-distribution", "way-olareg", "configured", "excepted", "repaired-distribution", "repaired-olareg", "patient", "frozen", "logged"}
+	"way-distribution", "way-olareg", "configured", "excepted", "repaired-distribution", "repaired-olareg", "patient", "frozen", "logged", "proven"}
 
 func TestMain(m *testing.M) {
 	flag.Parse()

@@ -328,11 +328,17 @@ func (v *verification) arrived(p Promotion, d Decision) error {
 // approved counts the approvals of the change that was decided on.
 func (v *verification) approved(p Promotion, d Decision, about string) bool {
 	rules := d.Decision.Policy.Gate.Approvals
+	overridden := slices.ContainsFunc(d.Decision.Rules, func(r pipeline.RuleResult) bool { return r.Rule == "approvals" && r.Overridden })
+	for _, a := range p.Approvals {
+		if a.Rejected && a.Plan == d.Decision.Plan && !a.At.After(d.Decision.EvaluatedAt) && !overridden {
+			v.fail("approvals", about, "%s rejected exactly this plan, and it passed all the same", a.By)
+			return false
+		}
+	}
 	if len(rules) == 0 {
 		v.pass("approvals", about, "none asked for")
 		return true
 	}
-	overridden := slices.ContainsFunc(d.Decision.Rules, func(r pipeline.RuleResult) bool { return r.Rule == "approvals" && r.Overridden })
 	ok := true
 	for _, r := range rules {
 		by := []string{}

@@ -338,7 +338,12 @@ func (l *logged) tag(t pipeline.TagMove, job string, when time.Time) {
 	l.settle(fmt.Sprintf("tag %s:%s of %s", t.Repository, t.Tag, job), when, entries, func(e provenEntry) string {
 		for _, moved := range e.said.Tags {
 			if moved.Repository == t.Repository && moved.Tag == t.Tag {
-				return firstOf(differs("the image", t.To, moved.To), differs("whether it names it", t.Held, moved.Held))
+				why := differs("the image", t.To, moved.To)
+				if t.Held && !moved.Held {
+					// The other way round, it has moved on since.
+					why = firstOf(why, differs("whether it names the image", t.Held, moved.Held))
+				}
+				return why
 			}
 		}
 		return "it does not name the tag"

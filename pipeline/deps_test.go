@@ -13,7 +13,7 @@ const module = "github.com/dray-project/dray"
 // adapters do not know about one another; only cmd/drayd wires them.
 var adapters = []string{
 	"builder", "scanner", "signer", "api",
-	"pipeline/postgres", "pipeline/registry", "pipeline/forge", "pipeline/policy", "pipeline/vex", "pipeline/ledger", "pipeline/notify",
+	"pipeline/postgres", "pipeline/registry", "pipeline/forge", "pipeline/policy", "pipeline/vex", "pipeline/ledger", "pipeline/notify", "pipeline/evidence",
 }
 
 // TestDependencyDirection keeps the direction of dependencies: everything

@@ -149,7 +149,7 @@ func (s *Store) CurrentFindings(ctx context.Context, run pipeline.RunID) (out []
 			return fmt.Errorf("no such record: %w", pipeline.ErrNotFound)
 		}
 		out = make([][]pipeline.Finding, n)
-		known, err := knownFindings(ctx, tx, []string{string(run)})
+		known, err := knownFindings(ctx, tx, []string{string(run)}, asMatched)
 		if err != nil {
 			return err
 		}

@@ -20,13 +20,14 @@ type knownFinding struct {
 	gone     *time.Time
 }
 
-// knownFindings reads all findings of records, those that are gone included, in
-// the order in which a match lists them.
-func knownFindings(ctx context.Context, q querier, runs []string) (out []knownFinding, err error) {
+// asMatched is the order in which a match lists findings.
+const asMatched = ` ORDER BY run, report, severity DESC, id COLLATE "C", package COLLATE "C", version COLLATE "C", path COLLATE "C", purl COLLATE "C", fixed_in COLLATE "C"`
+
+// knownFindings reads all findings of records, those that are gone included.
+func knownFindings(ctx context.Context, q querier, runs []string, order string) (out []knownFinding, err error) {
 	rows, err := q.Query(ctx, `
 		SELECT run, report, position, id, severity, package, version, fixed_in, title, url, purl, path, gone_at
-		FROM findings WHERE run = ANY($1)
-		ORDER BY run, report, severity DESC, id COLLATE "C", package COLLATE "C", version COLLATE "C", path COLLATE "C", purl COLLATE "C", fixed_in COLLATE "C"`, runs)
+		FROM findings WHERE run = ANY($1)`+order, runs)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +176,7 @@ func (w *matchWriter) compare(ctx context.Context, matches []pipeline.Match) err
 	if len(runs) == 0 {
 		return nil
 	}
-	all, err := knownFindings(ctx, w.tx, runs)
+	all, err := knownFindings(ctx, w.tx, runs, "")
 	if err != nil {
 		return err
 	}

@@ -113,16 +113,16 @@ func (b *bench) knowledge() []advisory {
 	for n := range b.advisories {
 		switch rng.IntN(10) {
 		case 0:
-			if n%20 == 0 {
+			if n%100 == 0 {
 				add(n, "debian 12", own[rng.IntN(len(own))])
 			}
 			add(n, "debian 12", fmt.Sprintf("source-%d", rng.IntN(4000)))
 		case 1, 2, 3:
 			add(n, []string{"debian 11", "debian 13", "alpine 3.20"}[rng.IntN(3)], fmt.Sprintf("source-%d", rng.IntN(4000)))
 		case 4, 5, 6:
-			add(n, "npm", fmt.Sprintf("module-%d", rng.IntN(6000)))
+			add(n, "npm", fmt.Sprintf("module-%d", rng.IntN(18000)))
 		case 7:
-			add(n, "pip", fmt.Sprintf("dist-%d", rng.IntN(2000)))
+			add(n, "pip", fmt.Sprintf("dist-%d", rng.IntN(6000)))
 		default:
 			add(n, "go", fmt.Sprintf("example.org/mod%d", rng.IntN(3000)))
 		}

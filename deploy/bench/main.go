@@ -65,9 +65,16 @@ func bench(ctx context.Context, dir, bin string, n int, stdout, stderr io.Writer
 	if err := w.pairs(ctx, n); err != nil {
 		return err
 	}
+	promotions, writing, err := w.promotions(ctx, 4*n)
+	if err != nil {
+		return err
+	}
 	fmt.Fprintf(stdout, "%-44s %9s %9s %9s %7s %7s\n", "", "minimum", "median", "maximum", "ratio", "mark")
 	row(stdout, "whole run, nothing changed: script", w.script, "s", 0, "")
 	row(stdout, "whole run, nothing changed: drayd", w.dray, "s", ratio(w.dray, w.script), "0.50")
+
+	row(stdout, "promotion of an image that is there already", promotions, "ms", 0, "")
+	row(stdout, "  of it writing the evidence log", writing, "ms", ratio(writing, promotions), "0.05")
 
 	// At rest: nothing was asked of it for a while.
 	select {

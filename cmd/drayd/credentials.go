@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -62,11 +63,13 @@ func keyCommand(settings func(*cobra.Command) (*Settings, error), stdout, stderr
 func logKeyCommand(settings func(*cobra.Command) (*Settings, error), stdout, stderr io.Writer) *cobra.Command {
 	var out, origin string
 	c := &cobra.Command{
-		Use: "generate-log", Short: "Make the evidence log's key and its public half", Args: cobra.NoArgs,
+		Use: "generate-log", Short: "Make the evidence log's key, its public half and its seal", Args: cobra.NoArgs,
 		Long: "Writes log.key and log.pub into a directory: an Ed25519 key as signed notes have it, for the\n" +
 			"checkpoints of the evidence log. Auditors need log.pub, from you and not from the server that\n" +
-			"they check. The private key is not encrypted, and only its owner may read it. An existing key\n" +
-			"is never overwritten.",
+			"they check. And log.seal, a key that every drayd of the database needs: by it entries are known\n" +
+			"to be Dray's until they have their place. The two private files are not encrypted, and only\n" +
+			"their owner may read them. An existing file is never overwritten.",
+
 		Example: "  drayd key generate-log --out /etc/dray --origin dray.example/log",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if origin == "" {
@@ -88,7 +91,14 @@ func logKeyCommand(settings func(*cobra.Command) (*Settings, error), stdout, std
 			if err := writeNew(filepath.Join(out, "log.pub"), public, 0o644); err != nil {
 				return err
 			}
-			fmt.Fprintf(stderr, "wrote log.key and log.pub of the log %s into %s\n", origin, out)
+			made := "log.key, log.pub and log.seal"
+			err = writeNew(filepath.Join(out, "log.seal"), pipeline.NewSealKey(), 0o600)
+			if errors.Is(err, fs.ErrExist) { // another key for the same log
+				made = "log.key and log.pub"
+			} else if err != nil {
+				return err
+			}
+			fmt.Fprintf(stderr, "wrote %s of the log %s into %s\n", made, origin, out)
 			_, err = stdout.Write(public)
 			return err
 		},

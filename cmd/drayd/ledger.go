@@ -81,6 +81,22 @@ func (s *Settings) logKeys() (signer *ledger.Signer, old string, keys ledger.Key
 	return signer, old, keys, nil
 }
 
+// seal reads the key by which entries of the log are known to be Dray's.
+func (s *Settings) seal() (*pipeline.Seal, error) {
+	if s.Ledger.SealFile == "" {
+		return nil, errors.New("ledger.seal_file is required: drayd key generate-log makes one")
+	}
+	text, err := ledger.ReadSecret(s.Ledger.SealFile)
+	if err != nil {
+		return nil, fmt.Errorf("ledger.seal_file: %w", err)
+	}
+	seal, err := pipeline.ParseSeal(text)
+	if err != nil {
+		return nil, fmt.Errorf("ledger.seal_file: %s: %w", s.Ledger.SealFile, err)
+	}
+	return seal, nil
+}
+
 // openLedger reads the keys and prepares what works on the log.
 func (p *parts) openLedger(context.Context) error {
 	s := p.settings
@@ -177,13 +193,16 @@ var (
 	descLogSize      = prometheus.NewDesc("dray_log_entries", "Entries of the evidence log that have their place.", nil, nil)
 	descLogWaiting   = prometheus.NewDesc("dray_log_waiting", "Entries of the evidence log that wait for their place.", nil, nil)
 	descLogLag       = prometheus.NewDesc("dray_log_waiting_seconds", "How long the oldest of them has waited.", nil, nil)
+	descLogRefused   = prometheus.NewDesc("dray_log_refused_entries", "Entries that somebody else wrote into the database: they have not Dray's seal.", nil, nil)
 	descLogRewritten = prometheus.NewDesc("dray_log_rewritten", "1 if the evidence log is not what was signed or published: somebody rewrote history.", []string{"found_by"}, nil)
+	descLogWritten   = prometheus.NewDesc("dray_log_written_total", "Entries that this process has written into the evidence log.", nil, nil)
+	descLogWriting   = prometheus.NewDesc("dray_log_writing_seconds_total", "How long this process took to write them, within the transactions of their changes.", nil, nil)
 	descLogPublished = prometheus.NewDesc("dray_log_published_entries", "Size of the checkpoint that this process published last.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *logCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLogSize, descLogWaiting, descLogLag, descLogRewritten, descLogPublished} {
+	for _, d := range []*prometheus.Desc{descLogSize, descLogWaiting, descLogLag, descLogRewritten, descLogPublished, descLogWritten, descLogWriting, descLogRefused} {
 		out <- d
 	}
 }
@@ -206,10 +225,14 @@ func (c *logCollector) Collect(out chan<- prometheus.Metric) {
 		gauge(descLogRewritten, yes(c.publisher.Status().Rewritten), "publisher")
 		gauge(descLogPublished, float64(c.publisher.Status().Size))
 	}
-	waiting, oldest, err := c.store.LogLag(ctx)
+	entries, took := c.store.LogWritten()
+	out <- prometheus.MustNewConstMetric(descLogWritten, prometheus.CounterValue, float64(entries))
+	out <- prometheus.MustNewConstMetric(descLogWriting, prometheus.CounterValue, took.Seconds())
+	waiting, oldest, refused, err := c.store.LogLag(ctx)
 	if err == nil {
 		gauge(descLogWaiting, float64(waiting))
 		gauge(descLogLag, oldest.Seconds())
+		gauge(descLogRefused, float64(refused))
 		var size int64
 		if size, err = c.size(ctx); err == nil {
 			gauge(descLogSize, float64(size))

@@ -58,16 +58,20 @@ func (p *parts) Close() {
 // openDatabase connects and, where the settings say so, migrates.
 func (p *parts) openDatabase(ctx context.Context) (err error) {
 	s := p.settings
+	seal, err := s.seal()
+	if err != nil {
+		return err
+	}
 	if p.pool, err = postgres.Connect(ctx, s.Database.URL, int32(s.Database.MaxConnections)); err != nil {
 		return fmt.Errorf("database.url: %w", err)
 	}
 	p.onClose(p.pool.Close)
 	if s.Database.Migrate {
-		if err := postgres.Migrate(ctx, p.pool); err != nil {
+		if err := postgres.Migrate(ctx, p.pool, seal); err != nil {
 			return fmt.Errorf("migrate the database: %w", err)
 		}
 	}
-	if p.store, err = postgres.New(ctx, postgres.Config{Pool: p.pool, Log: p.log}); err != nil {
+	if p.store, err = postgres.New(ctx, postgres.Config{Pool: p.pool, Seal: seal, Log: p.log}); err != nil {
 		return err
 	}
 	p.onClose(p.store.Close)

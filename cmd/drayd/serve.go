@@ -285,12 +285,16 @@ func (p *parts) api(ctx context.Context) (*api.API, error) {
 
 // migrate brings the schema up to date.
 func migrate(ctx context.Context, s *Settings, out io.Writer) error {
+	seal, err := s.seal()
+	if err != nil {
+		return err
+	}
 	pool, err := postgres.Connect(ctx, s.Database.URL, 2)
 	if err != nil {
 		return fmt.Errorf("database.url: %w", err)
 	}
 	defer pool.Close()
-	if err := postgres.Migrate(ctx, pool); err != nil {
+	if err := postgres.Migrate(ctx, pool, seal); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(out, "the schema is up to date")

@@ -60,6 +60,7 @@ type Settings struct {
 
 	Ledger struct {
 		KeyFile         string   `koanf:"key_file" help:"Private key that signs the evidence log's checkpoints (drayd key generate-log makes one). Others than its owner and group must not be able to read it. Required where runs are worked on."`
+		SealFile        string   `koanf:"seal_file" help:"File with the key that marks entries of the evidence log as Dray's until they have their place (drayd key generate-log makes one). The same for every drayd of a database; others than its owner and group must not be able to read it. Required."`
 		Origin          string   `koanf:"origin" help:"Name of the log, which its key and its checkpoints carry. Default: the key's. A key that is made without one is for the public URL's host, followed by /log."`
 		TrustedKeyFiles []string `koanf:"trusted_key_files" help:"More public keys whose checkpoints count: earlier ones after a key was changed, and the log's own where there is no key_file."`
 		Publish         struct {

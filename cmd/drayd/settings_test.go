@@ -16,6 +16,7 @@ signer:
   key_file: /etc/dray/cosign.key
 ledger:
   key_file: /etc/dray/log.key
+  seal_file: /etc/dray/log.seal
 scanner:
   max_age: 24h
 registries:

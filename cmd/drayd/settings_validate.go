@@ -28,6 +28,9 @@ func (s *Settings) Validate() error {
 	if s.Works() && s.Ledger.KeyFile == "" {
 		bad("ledger.key_file (DRAY_LEDGER_KEY_FILE) is required: drayd key generate-log makes a key")
 	}
+	if s.Ledger.SealFile == "" {
+		bad("ledger.seal_file (DRAY_LEDGER_SEAL_FILE) is required: drayd key generate-log makes one, and all drayds of a database have the same")
+	}
 	if r := s.Ledger.Publish.Repository; r != "" && (!strings.Contains(r, "/") || strings.ContainsAny(r, "@ ")) {
 		bad("ledger.publish.repository is %q: want registry/path without a tag", r)
 	}

@@ -60,6 +60,8 @@ type Site struct {
 	PublicKey, TrustedRoot string
 	// LogKey is the path of the evidence log's public key.
 	LogKey string
+	// Metrics is the address of drayd's metrics.
+	Metrics string
 	// Bases are the pinned references of the base images, by name.
 	Bases map[string]string
 	// Database is the digest of the vulnerability database that was pushed.
@@ -86,6 +88,11 @@ func Start(ctx context.Context, c Config) (_ *Site, err error) {
 		return nil, err
 	}
 	s.URL = "http://" + s.address
+	metrics, err := stack.Reserve(s.Dir, "metrics")
+	if err != nil {
+		return nil, err
+	}
+	s.Metrics = "http://" + metrics + "/metrics"
 	if s.secret, err = s.random("webhook.secret"); err != nil {
 		return nil, err
 	}
@@ -160,15 +167,24 @@ func (s *Site) makeKey(ctx context.Context) error {
 	return os.Rename(s.path("secrets/cosign.pub"), s.PublicKey)
 }
 
-// makeLogKey makes the key of the evidence log, once.
+// makeLogKey makes the keys of the evidence log, once.
 func (s *Site) makeLogKey(ctx context.Context) error {
 	if _, err := os.Stat(s.path("secrets/log.key")); err == nil {
-		return nil
+		return s.makeSeal()
 	}
 	if _, err := s.drayd(ctx, "key", "generate-log", "--out", s.path("secrets"), "--origin", "dray.example/log"); err != nil {
 		return err
 	}
 	return os.Rename(s.path("secrets/log.pub"), s.LogKey)
+}
+
+// makeSeal adds the seal to the key of a site that is older than it.
+func (s *Site) makeSeal() error {
+	path := s.path("secrets/log.seal")
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	return os.WriteFile(path, pipeline.NewSealKey(), 0o600)
 }
 
 // PushDatabase pushes a vulnerability database of this moment, the way a site
@@ -211,6 +227,7 @@ func (s *Site) writeSettings(ctx context.Context) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Written by the demo. The reference is docs/reference/settings.md.
 listen: %s
+metrics: {listen: %s}
 log: {format: text}
 database:
   url: %q
@@ -225,14 +242,15 @@ signer:
   password_file: %s
 ledger:
   key_file: %s
+  seal_file: %s
   publish: {file: %s, repository: %s, every: 2s}
 registries:
   - {host: %q, plain_http: true}
   - {host: %q, plain_http: true}
 projects:
-`, s.address, dsn, s.Stack.Buildkit.Address, s.databaseReference(), s.path("scanner"),
+`, s.address, strings.TrimSuffix(strings.TrimPrefix(s.Metrics, "http://"), "/metrics"), dsn, s.Stack.Buildkit.Address, s.databaseReference(), s.path("scanner"),
 		s.path("secrets/cosign.key"), s.path("secrets/cosign.password"),
-		s.path("secrets/log.key"), s.path("checkpoints.jsonl"), s.Stack.Dev.Host+"/evidence/log", s.Stack.Dev.Host, s.Stack.Prod.Host)
+		s.path("secrets/log.key"), s.path("secrets/log.seal"), s.path("checkpoints.jsonl"), s.Stack.Dev.Host+"/evidence/log", s.Stack.Dev.Host, s.Stack.Prod.Host)
 	type project struct{ name, platforms string }
 	projects := []project{{"hello-go", "linux/amd64, linux/arm64"}, {"leaky", "linux/amd64"}}
 	for _, name := range s.Projects {

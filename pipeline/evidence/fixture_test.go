@@ -66,7 +66,7 @@ func newSite(t testing.TB, host string) *site {
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	s := &site{t: t}
 	var err error
-	s.store, err = postgres.New(ctx, postgres.Config{Pool: postgrestest.New(t), Log: log})
+	s.store, err = postgres.New(ctx, postgres.Config{Seal: postgrestest.Seal(), Pool: postgrestest.New(t), Log: log})
 	check(t, err)
 	t.Cleanup(s.store.Close)
 	hosts := []pipeline.RegistryHost{{Host: host, PlainHTTP: true}}

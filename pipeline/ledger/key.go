@@ -78,14 +78,7 @@ func ParseSigner(text []byte) (*Signer, error) {
 // ReadSigner reads a private key from a file that only its owner, and at most its
 // group, may read.
 func ReadSigner(path string) (*Signer, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Mode().Perm()&0o007 != 0 {
-		return nil, fmt.Errorf("%s may be read by everybody (mode %04o): it signs for the log; chmod 600 it: %w", path, info.Mode().Perm(), pipeline.ErrInvalid)
-	}
-	text, err := readSmall(path)
+	text, err := ReadSecret(path)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +87,18 @@ func ReadSigner(path string) (*Signer, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return s, nil
+}
+
+// ReadSecret reads a key file that only its owner, and at most its group, may read.
+func ReadSecret(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o007 != 0 {
+		return nil, fmt.Errorf("%s may be read by everybody (mode %04o): it speaks for the log; chmod 600 it: %w", path, info.Mode().Perm(), pipeline.ErrInvalid)
+	}
+	return readSmall(path)
 }
 
 func readSmall(path string) ([]byte, error) {

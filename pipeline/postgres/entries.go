@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -41,8 +42,8 @@ const (
 // about one row are numbered in the order in which their changes were made.
 type journal struct {
 	pgx.Tx
-	renditions renditions
-	pending    []pendingEntry
+	store   *Store
+	pending []pendingEntry
 }
 
 type pendingEntry struct {
@@ -62,7 +63,7 @@ func (s *Store) entry(ctx context.Context, tx pgx.Tx, e pipeline.Entry, rows ...
 		j.pending = append(j.pending, pendingEntry{e, rows})
 		return nil
 	}
-	return writeEntries(ctx, tx, s.renditions, []pendingEntry{{e, rows}})
+	return s.writeEntries(ctx, tx, []pendingEntry{{e, rows}})
 }
 
 // flush writes the entries; the transaction does nothing after it but commit.
@@ -70,18 +71,33 @@ func (j *journal) flush(ctx context.Context) error {
 	if len(j.pending) == 0 {
 		return nil
 	}
-	err := writeEntries(ctx, j.Tx, j.renditions, j.pending)
+	err := j.store.writeEntries(ctx, j.Tx, j.pending)
 	j.pending = nil
 	return err
 }
 
-func writeEntries(ctx context.Context, tx pgx.Tx, all renditions, entries []pendingEntry) error {
+// logWritten adds up what this process wrote into the log.
+type logWritten struct{ entries, nanoseconds atomic.Int64 }
+
+// LogWritten returns how many entries this Store has written, and how long its
+// transactions took for that: what the log costs whoever changes something.
+func (s *Store) LogWritten() (entries int64, took time.Duration) {
+	return s.written.entries.Load(), time.Duration(s.written.nanoseconds.Load())
+}
+
+func (s *Store) writeEntries(ctx context.Context, tx pgx.Tx, entries []pendingEntry) error {
+	began := time.Now()
+	defer func() {
+		s.written.entries.Add(int64(len(entries)))
+		s.written.nanoseconds.Add(int64(time.Since(began)))
+	}()
+	all := s.renditions
 	at, ids, digests, err := renderEntries(ctx, tx, all, entries)
 	if err != nil {
 		return wrap(err, "render what the log is to say")
 	}
 	n := len(entries)
-	leaves, kinds, projects := make([][]byte, n), make([]string, n), make([]string, n)
+	leaves, seals, kinds, projects := make([][]byte, n), make([][]byte, n), make([]string, n), make([]string, n)
 	subjects, images := make([]string, n), make([]string, n)
 	var tables, keys []string
 	var of []int64
@@ -104,6 +120,7 @@ func writeEntries(ctx context.Context, tx pgx.Tx, all renditions, entries []pend
 		if leaves[i], err = leafOf(e); err != nil {
 			return err
 		}
+		seals[i] = s.seal.Of(ids[i], leaves[i])
 		kinds[i], projects[i], subjects[i], images[i] = e.Kind, e.Project, e.Subject, string(e.Image)
 		if n, ok := noticeOf(e); ok {
 			notices = append(notices, n)
@@ -111,9 +128,9 @@ func writeEntries(ctx context.Context, tx pgx.Tx, all renditions, entries []pend
 	}
 	b := &pgx.Batch{}
 	b.Queue(`
-		INSERT INTO log_entries (id, leaf, kind, project, subject, image) OVERRIDING SYSTEM VALUE
-		SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::text[])`,
-		ids, leaves, kinds, projects, subjects, images)
+		INSERT INTO log_entries (id, leaf, seal, kind, project, subject, image) OVERRIDING SYSTEM VALUE
+		SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[])`,
+		ids, leaves, seals, kinds, projects, subjects, images)
 	if len(of) > 0 {
 		b.Queue(`INSERT INTO log_rows (table_name, row_key, entry) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])`, tables, keys, of)
 	}

@@ -23,7 +23,7 @@ const (
 // describes then came from somewhere else.
 //
 // Nobody else writes meanwhile, and none of it counts unless all of it is there.
-func adoptAll(ctx context.Context, pool *pgxpool.Pool) error {
+func adoptAll(ctx context.Context, pool *pgxpool.Pool, seal *pipeline.Seal) error {
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var begun bool
 		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM log_entries)`).Scan(&begun); err != nil || begun {
@@ -41,7 +41,7 @@ func adoptAll(ctx context.Context, pool *pgxpool.Pool) error {
 		}
 		for _, table := range all.tables() {
 			r, _ := all.newest(table)
-			if err := adoptTable(ctx, tx, r); err != nil {
+			if err := adoptTable(ctx, tx, seal, r); err != nil {
 				return wrap(err, "rows of %s", table)
 			}
 		}
@@ -50,7 +50,7 @@ func adoptAll(ctx context.Context, pool *pgxpool.Pool) error {
 	return wrap(err, "take what was there before the evidence log over into it")
 }
 
-func adoptTable(ctx context.Context, tx pgx.Tx, r rendition) error {
+func adoptTable(ctx context.Context, tx pgx.Tx, seal *pipeline.Seal, r rendition) error {
 	_, err := tx.Exec(ctx, `DECLARE adopted NO SCROLL CURSOR FOR SELECT `+r.name()+`, `+r.digest()+` FROM `+r.table+` t WHERE `+r.protected()+` ORDER BY 1`)
 	if err != nil {
 		return err
@@ -72,7 +72,7 @@ func adoptTable(ctx context.Context, tx pgx.Tx, r rendition) error {
 		for _, e := range batch {
 			n := len(e.Table) + 2*len(e.Key) + 150 // quotes and names included
 			if size += n; size > adoptAtOnce {
-				if err := writeAdopted(ctx, tx, r.table, pending); err != nil {
+				if err := writeAdopted(ctx, tx, seal, r.table, pending); err != nil {
 					return err
 				}
 				pending, size = nil, n
@@ -82,7 +82,7 @@ func adoptTable(ctx context.Context, tx pgx.Tx, r rendition) error {
 		done = len(batch) < adoptRows
 	}
 	if len(pending) > 0 {
-		if err := writeAdopted(ctx, tx, r.table, pending); err != nil {
+		if err := writeAdopted(ctx, tx, seal, r.table, pending); err != nil {
 			return err
 		}
 	}
@@ -90,10 +90,11 @@ func adoptTable(ctx context.Context, tx pgx.Tx, r rendition) error {
 	return err
 }
 
-func writeAdopted(ctx context.Context, tx pgx.Tx, table string, rows []pipeline.EntryRow) error {
+func writeAdopted(ctx context.Context, tx pgx.Tx, seal *pipeline.Seal, table string, rows []pipeline.EntryRow) error {
 	e := pipeline.Entry{Version: pipeline.EntryVersion, Kind: pipeline.EntryAdopted, Actor: actorDray,
 		Data: data{"table": table, "rows": len(rows)}.json(), Rows: rows}
-	if err := tx.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&e.At); err != nil {
+	var id int64
+	if err := tx.QueryRow(ctx, `SELECT clock_timestamp(), nextval(pg_get_serial_sequence('log_entries', 'id'))`).Scan(&e.At, &id); err != nil {
 		return err
 	}
 	leaf, err := leafOf(e)
@@ -105,8 +106,8 @@ func writeAdopted(ctx context.Context, tx pgx.Tx, table string, rows []pipeline.
 		keys[i] = r.Key
 	}
 	_, err = tx.Exec(ctx, `
-		WITH e AS (INSERT INTO log_entries (leaf, kind) VALUES ($1, $2) RETURNING id)
-		INSERT INTO log_rows (table_name, row_key, entry) SELECT $3, k, e.id FROM e, unnest($4::text[]) AS k`,
-		leaf, e.Kind, table, keys)
+		WITH e AS (INSERT INTO log_entries (id, leaf, seal, kind) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4) RETURNING id)
+		INSERT INTO log_rows (table_name, row_key, entry) SELECT $5, k, e.id FROM e, unnest($6::text[]) AS k`,
+		id, leaf, seal.Of(id, leaf), e.Kind, table, keys)
 	return err
 }

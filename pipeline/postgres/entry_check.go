@@ -34,9 +34,12 @@ func (s *Store) CheckRows(ctx context.Context, from, to int64) ([]pipeline.RowCh
 	if from < 0 || to < from {
 		return nil, fmt.Errorf("check the rows of entries %d to %d: want 0 <= from <= to: %w", from, to, pipeline.ErrInvalid)
 	}
-	c := &rowChecker{renditions: s.renditions, from: from, to: to, found: []pipeline.RowCheck{}, named: map[rowName]bool{}}
+	c := &rowChecker{renditions: s.renditions, seal: s.seal, from: from, to: to, found: []pipeline.RowCheck{}, named: map[rowName]bool{}}
 	err := s.read(ctx, func(tx pgx.Tx) error {
 		c.tx = tx
+		if err := c.refused(ctx); err != nil {
+			return err
+		}
 		if err := c.entries(ctx); err != nil || from > 0 {
 			return err
 		}
@@ -54,6 +57,7 @@ func (s *Store) CheckRows(ctx context.Context, from, to int64) ([]pipeline.RowCh
 type rowChecker struct {
 	tx         pgx.Tx
 	renditions renditions
+	seal       *pipeline.Seal
 	from, to   int64
 	found      []pipeline.RowCheck
 	named      map[rowName]bool
@@ -137,16 +141,37 @@ func (c *rowChecker) rest(ctx context.Context) error {
 	}
 }
 
+// refused names entries that never got a place.
+func (c *rowChecker) refused(ctx context.Context) error {
+	rows, err := c.tx.Query(ctx, `SELECT id FROM log_entries WHERE refused ORDER BY id LIMIT $1`, maxChecks)
+	if err != nil {
+		return err
+	}
+	var id int64
+	_, err = pgx.ForEachRow(rows, []any{&id}, func() error { return c.add(forgedEntry(id)) })
+	return err
+}
+
+// forgedEntry is one that somebody wrote who is not Dray.
+func forgedEntry(id int64) pipeline.RowCheck {
+	return pipeline.RowCheck{Table: "log_entries", Key: fmt.Sprint(id), Entry: -1, Problem: "the entry has not Dray's seal: somebody else wrote it"}
+}
+
+// read returns entries. What no verifier has hashed, because it is not in the
+// tree of that size, has to have Dray's seal, or it says nothing of any row.
 func (c *rowChecker) read(ctx context.Context, where string, args ...any) ([]storedEntry, error) {
-	rows, err := c.tx.Query(ctx, `SELECT id, coalesce(index, -1), leaf FROM log_entries `+where, args...)
+	rows, err := c.tx.Query(ctx, `SELECT id, coalesce(index, -1), leaf, seal FROM log_entries `+where, args...)
 	if err != nil {
 		return nil, err
 	}
 	var out []storedEntry
 	var e storedEntry
-	var leaf []byte
-	_, err = pgx.ForEachRow(rows, []any{&e.id, &e.index, &leaf}, func() (err error) {
-		if e.entry, err = pipeline.ParseEntry(leaf); err != nil {
+	var leaf, seal []byte
+	_, err = pgx.ForEachRow(rows, []any{&e.id, &e.index, &leaf, &seal}, func() (err error) {
+		if (e.index < 0 || e.index >= c.to) && !c.seal.Good(e.id, leaf, seal) {
+			e.entry = pipeline.Entry{}
+			err = c.add(forgedEntry(e.id))
+		} else if e.entry, err = pipeline.ParseEntry(leaf); err != nil {
 			e.entry = pipeline.Entry{}
 			err = c.add(pipeline.RowCheck{Table: "log_entries", Key: fmt.Sprint(e.id), Entry: e.index, Problem: err.Error()})
 		}

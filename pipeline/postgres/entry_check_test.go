@@ -226,6 +226,21 @@ func (a *attacker) in(tables []string, do, look func()) {
 	}
 }
 
+// describe writes an entry that says what the row is now, as well as somebody can
+// who reads Dray's source, and returns its number.
+func (a *attacker) describe(table, key string) (id int64) {
+	a.Helper()
+	digest, form := postgres.DigestOf(table)
+	e := pipeline.Entry{Version: pipeline.EntryVersion, Kind: pipeline.EntryTokenCreated, At: time.Now(), Actor: "rita",
+		Rows: []pipeline.EntryRow{{Table: table, Key: key, Form: form}}}
+	check(a, a.pool.QueryRow(a.Context(), `SELECT `+digest+` FROM `+table+` t WHERE `+postgres.NameOf(table)+` = $1`, key).Scan((*string)(&e.Rows[0].Digest)))
+	leaf, err := e.Leaf()
+	check(a, err)
+	check(a, a.pool.QueryRow(a.Context(), `INSERT INTO log_entries (leaf, kind) VALUES ($1, $2) RETURNING id`, leaf, e.Kind).Scan(&id))
+	a.exec(`INSERT INTO log_rows VALUES ($1, $2, $3)`, table, key, id)
+	return id
+}
+
 // finds compares what is found with "table key entry" of what must be.
 func (a *attacker) finds(what string, want ...string) []pipeline.RowCheck {
 	a.Helper()
@@ -379,6 +394,21 @@ func TestCheckRowsDoesNotTrustItsIndex(t *testing.T) {
 		if found, err := a.s.CheckRows(t.Context(), 0, a.size); err != nil || !slices.ContainsFunc(found, func(f pipeline.RowCheck) bool { return f.Table == "tokens" && f.Key == key }) {
 			t.Errorf("a changed row is listed for something that is no entry: %+v, %v", found, err)
 		}
+	})
+	// A whole entry, in the right form, about the row as it was changed.
+	var forged int64
+	a.in(tables, func() {
+		a.exec(`UPDATE tokens SET grants = '{admin}' WHERE id = $1::bigint`, key)
+		forged = a.describe("tokens", key)
+	}, func() {
+		a.finds("a changed row is described by an entry of somebody else's", fmt.Sprint("log_entries ", forged, " -1"), fmt.Sprint("tokens ", key, " ", index))
+		a.findsFrom(1, "the same, not from the start", fmt.Sprint("log_entries ", forged, " -1"), fmt.Sprint("tokens ", key, " ", index))
+	})
+	a.in(tables, func() {
+		a.exec(`INSERT INTO exceptions SELECT 'exc_forged', project, environment, image, finding, package, reason, author, created_at, expires_at FROM exceptions WHERE id = $1`, id)
+		forged = a.describe("exceptions", "exc_forged")
+	}, func() {
+		a.finds("so is a forged row", fmt.Sprint("log_entries ", forged, " -1"), "exceptions exc_forged -1")
 	})
 	a.in(tables, func() {
 		check(t, a.pool.QueryRow(t.Context(), `DELETE FROM log_rows WHERE table_name = 'tokens' AND row_key = $1 RETURNING row_key`, key).Scan(&before))

@@ -231,7 +231,7 @@ func TestAdoption(t *testing.T) {
 		INSERT INTO tags SELECT repeat('r', 255), repeat('t', 120) || i, 'sha256:0', (SELECT id FROM jobs LIMIT 1), now() FROM generate_series(1, 700) i;
 		TRUNCATE log_rows, log_entries`)
 	check(t, err)
-	check(t, postgres.Migrate(t.Context(), pool))
+	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal()))
 	size := sequence(t, pool)
 	intact(t, s, pool)
 	rows := 0
@@ -246,7 +246,7 @@ func TestAdoption(t *testing.T) {
 	}
 	// What is forged afterwards is not, however often somebody migrates.
 	meddle(t, pool, `INSERT INTO tags SELECT 'forged', tag, digest, job, since FROM tags LIMIT 1`)
-	check(t, postgres.Migrate(t.Context(), pool))
+	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal()))
 	if again := sequence(t, pool); again != size {
 		t.Errorf("the second migration wrote %d entries", again-size)
 	}
@@ -277,7 +277,7 @@ func TestAdoptionOnUpgrade(t *testing.T) {
 		INSERT INTO runs (id, event_key, ref, event) VALUES ('run_1', sha256('x'), 'refs/heads/main', '{}');
 		COMMIT`)
 	check(t, err)
-	check(t, postgres.Migrate(t.Context(), pool))
+	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal()))
 	s := newStore(t, pool) // which checks the rows in the end
 	check(t, s.RecordSource(t.Context(), start(t, s, "run_1", pipeline.StageResolve), pipeline.Source{Commit: commit("one")}))
 	check(t, s.End(t.Context(), "run_1", pipeline.Ending{State: pipeline.StateFailed, Reason: "no"}))

@@ -45,6 +45,6 @@ func (s *Store) LogMark(ctx context.Context) (mark int64, err error) {
 // taken has its place in the log, and so is under a checkpoint.
 func (s *Store) LogReached(ctx context.Context, mark int64) (reached bool, err error) {
 	err = s.pool.QueryRow(ctx, `
-		SELECT NOT EXISTS (SELECT FROM log_entries WHERE index IS NULL AND id <= $1) AND EXISTS (SELECT FROM log_checkpoints)`, mark).Scan(&reached)
+		SELECT NOT EXISTS (SELECT FROM log_entries WHERE index IS NULL AND NOT refused AND id <= $1) AND EXISTS (SELECT FROM log_checkpoints)`, mark).Scan(&reached)
 	return reached, wrap(err, "look for entries of the log without a place")
 }

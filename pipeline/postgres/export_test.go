@@ -50,6 +50,12 @@ func NameOf(table string) string {
 	return r.name()
 }
 
+// DigestOf is the SQL of what the log says of a row t of the table, and the form.
+func DigestOf(table string) (sql string, form int) {
+	r, _ := newRenditions().newest(table)
+	return r.digest(), r.form
+}
+
 // RetainedLater is what Retained says so much later, if nothing happens until then.
 func RetainedLater(ctx context.Context, s *Store, project string, later time.Duration) (pipeline.Retained, error) {
 	return s.retained(ctx, project, later)

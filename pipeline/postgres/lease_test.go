@@ -14,6 +14,7 @@ import (
 
 	"github.com/dray-project/dray/pipeline"
 	"github.com/dray-project/dray/pipeline/postgres"
+	"github.com/dray-project/dray/pipeline/postgres/postgrestest"
 )
 
 // workerProcess is a drayd that takes up work and never finishes any.
@@ -27,7 +28,7 @@ func workerProcess(dsn string) {
 	}
 	pool, err := postgres.Connect(ctx, dsn, 5)
 	fail(err)
-	store, err := postgres.New(ctx, postgres.Config{Pool: pool})
+	store, err := postgres.New(ctx, postgres.Config{Seal: postgrestest.Seal(), Pool: pool})
 	fail(err)
 	q, err := postgres.NewQueue(ctx, postgres.QueueConfig{
 		Pool: pool, Store: store, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), MaxAttempts: 1,

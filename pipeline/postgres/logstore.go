@@ -20,16 +20,17 @@ import (
 // ever signed.
 func (s *Store) LogPending(ctx context.Context) (pending bool, err error) {
 	err = s.pool.QueryRow(ctx, `
-		SELECT EXISTS (SELECT FROM log_entries WHERE index IS NULL) OR NOT EXISTS (SELECT FROM log_checkpoints)`).Scan(&pending)
+		SELECT EXISTS (SELECT FROM log_entries WHERE index IS NULL AND NOT refused) OR NOT EXISTS (SELECT FROM log_checkpoints)`).Scan(&pending)
 	return pending, wrap(err, "look for entries of the log without a place")
 }
 
-// LogLag returns how many entries wait for their place, and for how long the
-// oldest has.
-func (s *Store) LogLag(ctx context.Context) (waiting int64, oldest time.Duration, err error) {
+// LogLag returns how many entries wait for their place and for how long the oldest
+// has, and how many never get one because they are not Dray's.
+func (s *Store) LogLag(ctx context.Context) (waiting int64, oldest time.Duration, refused int64, err error) {
 	err = s.pool.QueryRow(ctx, `
-		SELECT count(*), coalesce(clock_timestamp() - min(written_at), '0'::interval) FROM log_entries WHERE index IS NULL`).Scan(&waiting, &oldest)
-	return waiting, oldest, wrap(err, "count the log's entries without a place")
+		SELECT count(*), coalesce(clock_timestamp() - min(written_at), '0'::interval), (SELECT count(*) FROM log_entries WHERE refused)
+		FROM log_entries WHERE index IS NULL AND NOT refused`).Scan(&waiting, &oldest, &refused)
+	return waiting, oldest, refused, wrap(err, "count the log's entries without a place")
 }
 
 // SequenceLog gives waiting entries their places, in one transaction and under a
@@ -47,7 +48,7 @@ func (s *Store) SequenceLog(ctx context.Context, limit int, extend func(size int
 		if err != nil {
 			return err
 		}
-		ids, leaves, err := waiting(ctx, tx, limit)
+		ids, leaves, err := s.waiting(ctx, tx, limit)
 		if err != nil || len(ids) == 0 && checkpoint != nil {
 			return err
 		}
@@ -94,18 +95,30 @@ func logHead(ctx context.Context, tx pgx.Tx) (size int64, checkpoint []byte, err
 }
 
 // waiting returns entries that have no place. One whose transaction was long has
-// a smaller id than others that have theirs, and simply comes later.
-func waiting(ctx context.Context, tx pgx.Tx, limit int) (ids []int64, leaves [][]byte, err error) {
-	rows, err := tx.Query(ctx, `SELECT id, leaf FROM log_entries WHERE index IS NULL ORDER BY id LIMIT $1`, limit)
+// a smaller id than others that have theirs, and simply comes later. One that has
+// not Dray's seal was written by somebody else: it is refused once and for all, so
+// that it holds nothing up.
+func (s *Store) waiting(ctx context.Context, tx pgx.Tx, limit int) (ids []int64, leaves [][]byte, err error) {
+	rows, err := tx.Query(ctx, `SELECT id, leaf, seal FROM log_entries WHERE index IS NULL AND NOT refused ORDER BY id LIMIT $1`, limit)
 	if err != nil {
 		return nil, nil, err
 	}
 	var id int64
-	var leaf []byte
-	_, err = pgx.ForEachRow(rows, []any{&id, &leaf}, func() error {
+	var leaf, seal []byte
+	var forged []int64
+	_, err = pgx.ForEachRow(rows, []any{&id, &leaf, &seal}, func() error {
+		if !s.seal.Good(id, leaf, seal) {
+			forged = append(forged, id)
+			return nil
+		}
 		ids, leaves = append(ids, id), append(leaves, leaf)
 		return nil
 	})
+	if err != nil || len(forged) == 0 {
+		return ids, leaves, err
+	}
+	s.log.ErrorContext(ctx, "entries in the database are not Dray's and get no place in the evidence log: somebody wrote them, or the key of the seal was changed", "entries", forged[:min(len(forged), 20)], "count", len(forged))
+	_, err = tx.Exec(ctx, `UPDATE log_entries SET refused = true WHERE id = ANY ($1)`, forged)
 	return ids, leaves, err
 }
 

@@ -57,7 +57,7 @@ func newEvidenceLog(t *testing.T) *evidenceLog {
 
 func logStore(t *testing.T, pool *pgxpool.Pool) *postgres.Store {
 	t.Helper()
-	s, err := postgres.New(t.Context(), postgres.Config{Pool: pool})
+	s, err := postgres.New(t.Context(), postgres.Config{Seal: postgrestest.Seal(), Pool: pool})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +106,7 @@ func (l *evidenceLog) exec(sql string, args ...any) {
 
 type execer interface {
 	Exec(context.Context, string, ...any) (pgconn.CommandTag, error)
+	QueryRow(context.Context, string, ...any) pgx.Row
 }
 
 func testEntry(n int) pipeline.Entry {
@@ -118,7 +119,13 @@ func writeEntry(ctx context.Context, db execer, e pipeline.Entry) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.Exec(ctx, `INSERT INTO log_entries (leaf, kind, project, subject, image) VALUES ($1, $2, $3, $4, $5)`, leaf, e.Kind, e.Project, e.Subject, string(e.Image))
+	var id int64
+	if err := db.QueryRow(ctx, `SELECT nextval(pg_get_serial_sequence('log_entries', 'id'))`).Scan(&id); err != nil {
+		return err
+	}
+	_, err = db.Exec(ctx, `
+		INSERT INTO log_entries (id, leaf, seal, kind, project, subject, image) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		id, leaf, postgrestest.Seal().Of(id, leaf), e.Kind, e.Project, e.Subject, string(e.Image))
 	return err
 }
 
@@ -309,7 +316,7 @@ func TestLogDoesNotHoldWritersUp(t *testing.T) {
 	if err := open.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if waiting, oldest, err := l.store.LogLag(t.Context()); waiting != 1 || oldest <= 0 || err != nil {
+	if waiting, oldest, _, err := l.store.LogLag(t.Context()); waiting != 1 || oldest <= 0 || err != nil {
 		t.Errorf("%d wait, %s, %v", waiting, oldest, err)
 	}
 	l.sequence()
@@ -380,8 +387,55 @@ func TestLogTampering(t *testing.T) {
 	}
 }
 
-// TestRewrittenSuffix: somebody who can write the database rewrites an entry and
-// all that came after it, and lets Dray itself sign the result.
+// TestForgedEntries: who can write into the database, and no more, has no entry
+// signed, and what is Dray's does not wait for that.
+func TestForgedEntries(t *testing.T) {
+	l := newEvidenceLog(t)
+	l.write(0, 5)
+	l.sequence()
+	leaf, err := testEntry(99).Leaf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.exec(`INSERT INTO log_entries (leaf, kind) VALUES ($1, 'tag.moved')`, leaf)                                          // without a seal
+	l.exec(`INSERT INTO log_entries (leaf, kind, seal) VALUES ($1, 'tag.moved', sha256($1))`, leaf)                        // with something
+	l.exec(`INSERT INTO log_entries (leaf, kind, seal) SELECT leaf, kind, seal FROM log_entries WHERE index = 2`)          // said again
+	l.exec(`INSERT INTO log_entries (leaf, kind, seal) SELECT $1, kind, seal FROM log_entries WHERE index = 2`, leaf)      // another's seal
+	l.exec(`INSERT INTO log_entries (leaf, kind) SELECT $1, 'x' FROM generate_series(1, 50)`, []byte("to hold others up")) // many
+	l.write(5, 8)
+	s := l.sequencer(10)
+	for range 10 { // ten at a time
+		if err := s.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := l.follow()
+	if err != nil || got.N != 8 {
+		t.Errorf("the log has %d entries: %v", got.N, err)
+	}
+	waiting, _, refused, err := l.store.LogLag(t.Context())
+	if err != nil || waiting != 0 || refused != 54 {
+		t.Errorf("%d entries wait, %d are refused: %v", waiting, refused, err)
+	}
+	// Not even if somebody says that they are not.
+	l.exec(`UPDATE log_entries SET refused = false`)
+	for range 10 {
+		if err := s.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := l.follow(); err != nil || got.N != 8 {
+		t.Errorf("the log has %d entries: %v", got.N, err)
+	}
+	found, err := l.store.CheckRows(t.Context(), 8, 8)
+	if err != nil || len(found) != 54 || found[0].Table != "log_entries" || found[0].Entry != -1 || !strings.Contains(found[0].Problem, "seal") {
+		t.Errorf("found %d: %+v, %v", len(found), found[:min(1, len(found))], err)
+	}
+}
+
+// TestRewrittenSuffix: somebody who can write the database, and has the seal's key
+// too, rewrites an entry and all that came after it, and lets Dray itself sign the
+// result.
 func TestRewrittenSuffix(t *testing.T) {
 	l := newEvidenceLog(t)
 	l.write(0, 10)
@@ -393,7 +447,13 @@ func TestRewrittenSuffix(t *testing.T) {
 	l.exec(`DELETE FROM log_checkpoints WHERE size > 10`)
 	l.exec(`DELETE FROM log_hashes WHERE index >= $1`, tlog.StoredHashCount(10))
 	l.exec(`UPDATE log_entries SET index = NULL WHERE index >= 10`)
-	l.exec(`UPDATE log_entries SET leaf = convert_to(replace(convert_from(leaf, 'UTF8'), 'prm_15', 'prm_99'), 'UTF8') WHERE subject = 'prm_15'`)
+	var id int64
+	var leaf []byte
+	if err := l.pool.QueryRow(t.Context(), `
+		UPDATE log_entries SET leaf = convert_to(replace(convert_from(leaf, 'UTF8'), 'prm_15', 'prm_99'), 'UTF8') WHERE subject = 'prm_15' RETURNING id, leaf`).Scan(&id, &leaf); err != nil {
+		t.Fatal(err)
+	}
+	l.exec(`UPDATE log_entries SET seal = $2 WHERE id = $1`, id, postgrestest.Seal().Of(id, leaf))
 	l.sequence()
 	if f, err := l.follow(); err != nil || f.N != 20 {
 		t.Errorf("the new history agrees with itself: %+v, %v", f, err)

@@ -22,10 +22,11 @@ const riverSchema = "river"
 // Migrate brings the database's schema up to what this program expects. Any
 // number of processes may call it at the same time: one does the work while the
 // others wait. A schema that is newer than the program is left alone and is an
-// error that wraps pipeline.ErrConflict.
-func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
-	if pool == nil {
-		return fmt.Errorf("migrate: Pool is required: %w", pipeline.ErrInvalid)
+// error that wraps pipeline.ErrConflict. Rows from before there was an evidence
+// log are taken over into it, under the seal.
+func Migrate(ctx context.Context, pool *pgxpool.Pool, seal *pipeline.Seal) error {
+	if pool == nil || seal == nil {
+		return fmt.Errorf("migrate: a pool and a seal are required: %w", pipeline.ErrInvalid)
 	}
 	// On a connection of its own: waiting for others must not use up a pool that
 	// the one who is at work needs.
@@ -60,7 +61,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	if _, err := r.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 		return fmt.Errorf("migrate the queue's tables: %w", err)
 	}
-	if err := adoptAll(ctx, pool); err != nil {
+	if err := adoptAll(ctx, pool, seal); err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	return nil

@@ -25,14 +25,14 @@ func TestMigrate(t *testing.T) {
 		check(t, err)
 		defer small.Close()
 		wg.Go(func() {
-			if err := postgres.Migrate(t.Context(), small); err != nil {
+			if err := postgres.Migrate(t.Context(), small, postgrestest.Seal()); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
 	check(t, s.Ready(t.Context()))
-	check(t, postgres.Migrate(t.Context(), pool)) // again
+	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal())) // again
 
 	exec := func(sql string) {
 		t.Helper()
@@ -40,7 +40,7 @@ func TestMigrate(t *testing.T) {
 		check(t, err)
 	}
 	exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, true)`)
-	for name, err := range map[string]error{"ready": s.Ready(t.Context()), "migrate": postgres.Migrate(t.Context(), pool)} {
+	for name, err := range map[string]error{"ready": s.Ready(t.Context()), "migrate": postgres.Migrate(t.Context(), pool, postgrestest.Seal())} {
 		if !errors.Is(err, pipeline.ErrConflict) {
 			t.Errorf("with a newer schema, %s: %v", name, err)
 		}

@@ -25,6 +25,9 @@ type Config struct {
 	// Pool to a database that Migrate has prepared. It stays the caller's to
 	// close, after the Store.
 	Pool *pgxpool.Pool
+	// Seal marks the entries of the evidence log that this Store writes, and tells
+	// those of others in this database from forged ones.
+	Seal *pipeline.Seal
 	// Log receives warnings. Nil discards them.
 	Log *slog.Logger
 }
@@ -36,9 +39,12 @@ type Store struct {
 	pool  *pgxpool.Pool
 	river *river.Client[pgx.Tx] // inserts only
 	locks *locker
+	seal  *pipeline.Seal
 	log   *slog.Logger
 	// renditions of the rows that the evidence log describes.
 	renditions renditions
+	// written is what writing the evidence log took.
+	written logWritten
 	// refusals that are counted and not written yet.
 	refusals refusals
 }
@@ -47,6 +53,9 @@ type Store struct {
 func New(_ context.Context, c Config) (*Store, error) {
 	if c.Pool == nil {
 		return nil, errors.New("postgres: Pool is required")
+	}
+	if c.Seal == nil {
+		return nil, errors.New("postgres: Seal is required")
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -57,7 +66,7 @@ func New(_ context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("postgres: make a queue client: %w", err)
 	}
-	return &Store{pool: c.Pool, river: client, locks: newLocker(c.Pool.Config().ConnConfig), log: c.Log, renditions: newRenditions()}, nil
+	return &Store{pool: c.Pool, river: client, locks: newLocker(c.Pool.Config().ConnConfig), seal: c.Seal, log: c.Log, renditions: newRenditions()}, nil
 }
 
 // Close frees the locks that are still held and their connections. The pool
@@ -97,7 +106,7 @@ func Connect(ctx context.Context, dsn string, maxConns int32) (*pgxpool.Pool, er
 func (s *Store) tx(ctx context.Context, fn func(pgx.Tx) error) error {
 	for try := 1; ; try++ {
 		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			j := &journal{Tx: tx, renditions: s.renditions}
+			j := &journal{Tx: tx, store: s}
 			if err := fn(j); err != nil {
 				return err
 			}

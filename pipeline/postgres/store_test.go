@@ -13,7 +13,7 @@ import (
 
 func newStore(t testing.TB, pool *pgxpool.Pool) *postgres.Store {
 	t.Helper()
-	s, err := postgres.New(t.Context(), postgres.Config{Pool: pool, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	s, err := postgres.New(t.Context(), postgres.Config{Seal: postgrestest.Seal(), Pool: pool, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

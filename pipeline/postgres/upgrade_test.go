@@ -64,7 +64,7 @@ func TestUpgradeKeepsPromotions(t *testing.T) {
 	promotion("prm_5", "staging", "succeeded", 1, 0)
 	check(t, tx.Commit(t.Context()))
 
-	check(t, postgres.Migrate(t.Context(), pool))
+	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal()))
 	s := newStore(t, pool)
 	states, err := s.Environments(t.Context(), "app")
 	check(t, err)

@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/dray-project/dray/deploy/stack"
+	"github.com/dray-project/dray/pipeline"
 	"github.com/dray-project/dray/pipeline/postgres"
 )
 
@@ -83,11 +84,15 @@ func (b *bench) all(ctx context.Context, dir, bin string) (err error) {
 		return err
 	}
 	defer b.pool.Close()
-	if b.store, err = postgres.New(ctx, postgres.Config{Pool: b.pool}); err != nil {
+	seal, err := pipeline.ParseSeal(pipeline.NewSealKey())
+	if err != nil {
+		return err
+	}
+	if b.store, err = postgres.New(ctx, postgres.Config{Pool: b.pool, Seal: seal}); err != nil {
 		return err
 	}
 	defer b.store.Close()
-	if err := postgres.Migrate(ctx, b.pool); err != nil {
+	if err := postgres.Migrate(ctx, b.pool, seal); err != nil {
 		return err
 	}
 	var there bool

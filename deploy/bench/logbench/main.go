@@ -63,6 +63,7 @@ type bench struct {
 	pool   *pgxpool.Pool
 	store  *postgres.Store
 	signer *ledger.Signer
+	seal   *pipeline.Seal
 }
 
 func (b *bench) run(ctx context.Context, bin string) (err error) {
@@ -88,10 +89,13 @@ func (b *bench) run(ctx context.Context, bin string) (err error) {
 		return err
 	}
 	defer b.pool.Close()
-	if err := postgres.Migrate(ctx, b.pool); err != nil {
+	if b.seal, err = pipeline.ParseSeal(pipeline.NewSealKey()); err != nil {
 		return err
 	}
-	if b.store, err = postgres.New(ctx, postgres.Config{Pool: b.pool}); err != nil {
+	if err := postgres.Migrate(ctx, b.pool, b.seal); err != nil {
+		return err
+	}
+	if b.store, err = postgres.New(ctx, postgres.Config{Pool: b.pool, Seal: b.seal}); err != nil {
 		return err
 	}
 	defer b.store.Close()
@@ -141,8 +145,7 @@ func (b *bench) backlog(ctx context.Context) error {
 				return err
 			}
 		}
-		_, err := b.pool.Exec(ctx, `INSERT INTO log_entries (leaf, kind) SELECT l, 'promotion.decided' FROM unnest($1::bytea[]) AS l`, leaves)
-		if err != nil {
+		if err := b.wait(ctx, leaves); err != nil {
 			return err
 		}
 		began := time.Now()
@@ -160,6 +163,22 @@ func (b *bench) backlog(ctx context.Context) error {
 	b.row("places for waiting entries: bare tlog", bare, "/s", 0, "")
 	b.row("places for waiting entries: drayd", ours, "/s", median(ratios), "500 /s")
 	return nil
+}
+
+// wait writes leaves as entries that wait for their place.
+func (b *bench) wait(ctx context.Context, leaves [][]byte) error {
+	rows, err := b.pool.Query(ctx, `SELECT nextval(pg_get_serial_sequence('log_entries', 'id')) FROM generate_series(1, $1::int)`, len(leaves))
+	if err != nil {
+		return err
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return err
+	}
+	_, err = b.pool.CopyFrom(ctx, pgx.Identifier{"log_entries"}, []string{"id", "leaf", "seal", "kind"}, pgx.CopyFromSlice(len(leaves), func(i int) ([]any, error) {
+		return []any{ids[i], leaves[i], b.seal.Of(ids[i], leaves[i]), pipeline.EntryPromotionDecided}, nil
+	}))
+	return err
 }
 
 // bareHashes are the hashes of the bare log, in memory.
@@ -265,10 +284,14 @@ func (b *bench) steady(ctx context.Context) error {
 				}
 				err = pgx.BeginFunc(wctx, b.pool, func(tx pgx.Tx) error {
 					var id int64
-					if err := tx.QueryRow(wctx, `INSERT INTO log_entries (leaf, kind) VALUES ($1, 'promotion.decided') RETURNING id`, raw).Scan(&id); err != nil {
+					if err := tx.QueryRow(wctx, `SELECT nextval(pg_get_serial_sequence('log_entries', 'id'))`).Scan(&id); err != nil {
 						return err
 					}
-					_, err := tx.Exec(wctx, `INSERT INTO log_rows (table_name, row_key, entry) VALUES ('decisions', $1, $2)`, fmt.Sprint(i), id)
+					_, err := tx.Exec(wctx, `INSERT INTO log_entries (id, leaf, seal, kind) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, 'promotion.decided')`, id, raw, b.seal.Of(id, raw))
+					if err != nil {
+						return err
+					}
+					_, err = tx.Exec(wctx, `INSERT INTO log_rows (table_name, row_key, entry) VALUES ('decisions', $1, $2)`, fmt.Sprint(i), id)
 					return err
 				})
 				if err != nil {

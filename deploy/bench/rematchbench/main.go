@@ -96,10 +96,14 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer b.pool.Close()
-	if err := postgres.Migrate(ctx, b.pool); err != nil {
+	seal, err := pipeline.ParseSeal(pipeline.NewSealKey())
+	if err != nil {
 		return err
 	}
-	if b.store, err = postgres.New(ctx, postgres.Config{Pool: b.pool}); err != nil {
+	if err := postgres.Migrate(ctx, b.pool, seal); err != nil {
+		return err
+	}
+	if b.store, err = postgres.New(ctx, postgres.Config{Pool: b.pool, Seal: seal}); err != nil {
 		return err
 	}
 	defer b.store.Close()

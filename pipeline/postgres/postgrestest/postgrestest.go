@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/dray-project/dray/migrations"
+	"github.com/dray-project/dray/pipeline"
 	"github.com/dray-project/dray/pipeline/postgres"
 )
 
@@ -39,6 +41,15 @@ type testServer struct {
 	template string
 	mu       sync.Mutex
 	count    int
+}
+
+// Seal is that of all databases of tests.
+func Seal() *pipeline.Seal {
+	s, err := pipeline.ParseSeal([]byte(strings.Repeat("5e", 32)))
+	if err != nil {
+		panic(err)
+	}
+	return s
 }
 
 // New returns a pool on a fresh, migrated database, which is dropped when the
@@ -178,7 +189,7 @@ func makeTemplate(s *testServer) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	err = postgres.Migrate(ctx, pool)
+	err = postgres.Migrate(ctx, pool, Seal())
 	pool.Close()
 	if err != nil {
 		return "", err

@@ -55,7 +55,7 @@ func (p *Postgres) Database(ctx context.Context, name string) (string, error) {
 	return u.String(), nil
 }
 
-func (s *Stack) startPostgres(ctx context.Context, volatile bool) (*Postgres, error) {
+func (s *Stack) startPostgres(ctx context.Context, volatile bool, buffers string) (*Postgres, error) {
 	base := filepath.Join(s.Dir, "postgres")
 	data := filepath.Join(base, "data")
 	version := ""
@@ -100,7 +100,7 @@ func (s *Stack) startPostgres(ctx context.Context, volatile bool) (*Postgres, er
 			"-c", "listen_addresses=" + host, "-c", "port=" + port,
 			"-c", "unix_socket_directories=" + sockets,
 			"-c", "max_connections=300",
-			"-c", "shared_buffers=128MB",
+			"-c", "shared_buffers=" + buffers,
 			"-c", "logging_collector=off",
 			"-c", "cluster_name=dray",
 		}

@@ -35,6 +35,9 @@ type Config struct {
 
 	// Volatile gives up what only a power cut would cost, for speed: for tests.
 	Volatile bool
+	// SharedBuffers is how much of its tables PostgreSQL keeps in memory, as its
+	// setting has it. Empty: 128MB, which is little.
+	SharedBuffers string
 
 	// Webhook receives the push events of the git server, signed with
 	// WebhookSecret. Reserve gives an address that the receiver can use later.
@@ -86,7 +89,10 @@ func Start(ctx context.Context, c Config) (*Stack, error) {
 			}
 		})
 	}
-	start(c.Postgres, func() (err error) { s.Postgres, err = s.startPostgres(ctx, c.Volatile); return })
+	start(c.Postgres, func() (err error) {
+		s.Postgres, err = s.startPostgres(ctx, c.Volatile, cmp.Or(c.SharedBuffers, "128MB"))
+		return
+	})
 	start(c.Buildkit, func() (err error) { s.Buildkit, err = s.startBuildkit(ctx); return })
 	start(c.Registries, func() (err error) { s.Dev, err = s.startRegistry(ctx, "dev", Distribution); return })
 	start(c.Registries, func() (err error) { s.Prod, err = s.startRegistry(ctx, "prod", Olareg); return })

@@ -36,12 +36,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	bin := flags.String("bin", "bin", "directory of dray-dev")
 	images := flags.Int("images", 10_000, "how many images; 111112 of 450 packages are 50 million rows, take 12 GB of disk and half an hour")
 	packages := flags.Int("packages", 450, "packages in each")
+	buffers := flags.String("shared-buffers", "2GB", "what PostgreSQL keeps in memory; its own default is 128MB")
 	n := flags.Int("n", 500, "questions of each kind")
 	clients := flags.Int("clients", 4, "how many ask at the same time, in the second round")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
-	b := &bench{world: newWorld(*images, *packages), n: *n, clients: *clients, out: stdout, log: stderr}
+	b := &bench{world: newWorld(*images, *packages), n: *n, buffers: *buffers, clients: *clients, out: stdout, log: stderr}
 	if err := b.all(ctx, *dir, *bin); err != nil {
 		fmt.Fprintln(stderr, "dray-auditbench:", err)
 		return 1
@@ -53,6 +54,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type bench struct {
 	world
 	n, clients int
+	buffers    string
 	out, log   io.Writer
 
 	pool  *pgxpool.Pool
@@ -66,7 +68,7 @@ func (b *bench) all(ctx context.Context, dir, bin string) (err error) {
 		}
 		defer os.RemoveAll(dir) //nolint:errcheck // scratch
 	}
-	s, err := stack.Start(ctx, stack.Config{Dir: dir, Bin: bin, Postgres: true, Log: b.log})
+	s, err := stack.Start(ctx, stack.Config{Dir: dir, Bin: bin, Postgres: true, SharedBuffers: b.buffers, Log: b.log})
 	if err != nil {
 		return err
 	}

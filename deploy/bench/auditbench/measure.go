@@ -157,7 +157,7 @@ func ms(sorted []time.Duration, percent int) float64 {
 }
 
 func (b *bench) sizes(ctx context.Context) error {
-	fmt.Fprintf(b.out, "%d images of %d packages in %d projects\n\n%-24s %12s %10s %10s\n", b.images, b.each, b.projects, "on disk", "rows", "table", "indexes")
+	fmt.Fprintf(b.out, "%d images of %d packages in %d projects, shared_buffers %s\n\n%-24s %12s %10s %10s\n", b.images, b.each, b.projects, b.buffers, "on disk", "rows", "table", "indexes")
 	for _, table := range []string{"image_packages", "packages", "package_firsts", "package_licenses", "findings"} {
 		var n int64
 		var heap, indexes float64

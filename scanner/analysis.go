@@ -23,7 +23,7 @@ import (
 const (
 	// analysisVersion changes with what an analysis holds or means. One of another
 	// version is not read: its image is scanned again.
-	analysisVersion = 1
+	analysisVersion = 2
 	// maxAnalysis bounds what an analysis unpacks to, in bytes. A package takes
 	// about 300.
 	maxAnalysis = 256 << 20
@@ -36,18 +36,36 @@ var errAnalysis = errors.New("the analysis is not of this scanner's form")
 // operating system, the repositories it is fed from, and each package with where
 // it came from. What the detectors do not read (licences, files, layers) stays
 // out. TestAnalysisHoldsWhatDetectorsRead keeps the two lists complete.
+//
+// It is kept as lines of JSON: the document, which says how many packages there
+// are, and then each package, in that order. Images share most of their packages,
+// and one that was matched before is known by its line: it need not be decoded.
 type analysisDocument struct {
 	Version      int                 `json:"v"`
 	OS           ftypes.OS           `json:"os,omitzero"`
 	Repository   *ftypes.Repository  `json:"repo,omitempty"`
-	Packages     []analysedPackage   `json:"pkgs,omitempty"`
+	Count        int                 `json:"n,omitempty"` // of Packages
 	Applications []analysedArtifacts `json:"apps,omitempty"`
+
+	Packages []packageLine `json:"-"`
 }
 
 type analysedArtifacts struct {
-	Type     ftypes.LangType   `json:"t"`
-	FilePath string            `json:"f,omitempty"`
-	Packages []analysedPackage `json:"p"`
+	Type     ftypes.LangType `json:"t"`
+	FilePath string          `json:"f,omitempty"`
+	Count    int             `json:"n"` // of Packages
+
+	Packages []packageLine `json:"-"`
+}
+
+// packageLine is an analysedPackage as JSON.
+type packageLine []byte
+
+func (l packageLine) decode() (p analysedPackage, err error) {
+	if err := json.Unmarshal(l, &p); err != nil {
+		return p, fmt.Errorf("%w: %w", errAnalysis, err)
+	}
+	return p, nil
 }
 
 type analysedPackage struct {
@@ -85,16 +103,24 @@ type analysedPURL struct {
 
 // analyse puts into a few kilobytes what matching needs of the detail.
 func analyse(detail ftypes.ArtifactDetail) (pipeline.Analysis, error) {
-	doc := analysisDocument{Version: analysisVersion, OS: detail.OS, Repository: detail.Repository, Packages: analysedPackages(detail.Packages)}
-	for _, a := range detail.Applications {
-		doc.Applications = append(doc.Applications, analysedArtifacts{Type: a.Type, FilePath: a.FilePath, Packages: analysedPackages(a.Packages)})
-	}
-	slices.SortStableFunc(doc.Applications, func(a, b analysedArtifacts) int {
+	doc := analysisDocument{Version: analysisVersion, OS: detail.OS, Repository: detail.Repository, Count: len(detail.Packages)}
+	apps := slices.Clone(detail.Applications)
+	slices.SortStableFunc(apps, func(a, b ftypes.Application) int {
 		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.FilePath, b.FilePath))
 	})
+	packages := analysedPackages(detail.Packages)
+	for _, a := range apps {
+		doc.Applications = append(doc.Applications, analysedArtifacts{Type: a.Type, FilePath: a.FilePath, Count: len(a.Packages)})
+		packages = append(packages, analysedPackages(a.Packages)...)
+	}
 	var out bytes.Buffer
 	zw := gzip.NewWriter(&out)
-	if err := errors.Join(json.NewEncoder(zw).Encode(doc), zw.Close()); err != nil {
+	lines := json.NewEncoder(zw)
+	err := lines.Encode(doc)
+	for _, p := range packages {
+		err = errors.Join(err, lines.Encode(p))
+	}
+	if err = errors.Join(err, zw.Close()); err != nil {
 		return pipeline.Analysis{}, fmt.Errorf("keep the analysis: %w", err)
 	}
 	return pipeline.Analysis{Data: out.Bytes(), Keys: analysisKeys(detail)}, nil
@@ -132,7 +158,10 @@ func splitPURL(p *packageurl.PackageURL) *analysedPURL {
 // recall is the detail that an analysis was made of, as far as matching goes.
 func recall(a pipeline.Analysis) (ftypes.ArtifactDetail, error) {
 	doc, err := readAnalysis(a)
-	return doc.detail(), err
+	if err != nil {
+		return ftypes.ArtifactDetail{}, err
+	}
+	return doc.detail()
 }
 
 func readAnalysis(a pipeline.Analysis) (doc analysisDocument, err error) {
@@ -152,38 +181,75 @@ func readAnalysis(a pipeline.Analysis) (doc analysisDocument, err error) {
 	if len(raw) > maxAnalysis {
 		return doc, fmt.Errorf("it unpacks to more than %d bytes", maxAnalysis)
 	}
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	header, rest, _ := bytes.Cut(raw, []byte("\n"))
+	if err := json.Unmarshal(header, &doc); err != nil {
 		return doc, err
 	}
 	if doc.Version != analysisVersion {
 		return doc, fmt.Errorf("version %d, this scanner's is %d", doc.Version, analysisVersion)
 	}
+	take := func(n int) (out []packageLine, err error) {
+		for i := range n {
+			line, after, ended := bytes.Cut(rest, []byte("\n"))
+			if !ended {
+				return nil, fmt.Errorf("it ends after %d of %d packages", i, n)
+			}
+			out, rest = append(out, line), after
+		}
+		return out, nil
+	}
+	if doc.Packages, err = take(doc.Count); err != nil {
+		return doc, err
+	}
+	for i := range doc.Applications {
+		if doc.Applications[i].Packages, err = take(doc.Applications[i].Count); err != nil {
+			return doc, err
+		}
+	}
+	if len(rest) > 0 {
+		return doc, fmt.Errorf("%d bytes come after the last package", len(rest))
+	}
 	return doc, nil
 }
 
-func (doc analysisDocument) detail() ftypes.ArtifactDetail {
-	detail := ftypes.ArtifactDetail{OS: doc.OS, Repository: doc.Repository, Packages: recalled(doc.Packages)}
-	for _, app := range doc.Applications {
-		detail.Applications = append(detail.Applications, ftypes.Application{Type: app.Type, FilePath: app.FilePath, Packages: recalled(app.Packages)})
+func (doc analysisDocument) detail() (detail ftypes.ArtifactDetail, err error) {
+	detail = ftypes.ArtifactDetail{OS: doc.OS, Repository: doc.Repository}
+	if detail.Packages, err = recalled(doc.Packages); err != nil {
+		return detail, err
 	}
-	return detail
+	for _, app := range doc.Applications {
+		packages, err := recalled(app.Packages)
+		if err != nil {
+			return detail, err
+		}
+		detail.Applications = append(detail.Applications, ftypes.Application{Type: app.Type, FilePath: app.FilePath, Packages: packages})
+	}
+	return detail, nil
 }
 
-func recalled(in []analysedPackage) ftypes.Packages {
+func recalled(in []packageLine) (ftypes.Packages, error) {
 	if len(in) == 0 {
-		return nil
+		return nil, nil
 	}
 	out := make(ftypes.Packages, 0, len(in))
-	for _, p := range in {
-		out = append(out, ftypes.Package{
-			ID: p.ID, Name: p.Name, Identifier: ftypes.PkgIdentifier{PURL: p.PURL.join()}, Version: p.Version, Release: p.Release, Epoch: p.Epoch,
-			Arch: p.Arch, Dev: p.Dev, SrcName: p.SrcName, SrcVersion: p.SrcVersion, SrcRelease: p.SrcRelease, SrcEpoch: p.SrcEpoch,
-			Maintainer: p.Maintainer, Modularitylabel: p.Modularitylabel, BuildInfo: p.BuildInfo,
-			Repository: ftypes.PackageRepository{Class: ftypes.RepositoryClass(p.Class)}, Indirect: p.Indirect,
-			Relationship: ftypes.Relationship(p.Relationship), FilePath: p.FilePath,
-		})
+	for _, line := range in {
+		p, err := line.decode()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p.join())
 	}
-	return out
+	return out, nil
+}
+
+func (p analysedPackage) join() ftypes.Package {
+	return ftypes.Package{
+		ID: p.ID, Name: p.Name, Identifier: ftypes.PkgIdentifier{PURL: p.PURL.join()}, Version: p.Version, Release: p.Release, Epoch: p.Epoch,
+		Arch: p.Arch, Dev: p.Dev, SrcName: p.SrcName, SrcVersion: p.SrcVersion, SrcRelease: p.SrcRelease, SrcEpoch: p.SrcEpoch,
+		Maintainer: p.Maintainer, Modularitylabel: p.Modularitylabel, BuildInfo: p.BuildInfo,
+		Repository: ftypes.PackageRepository{Class: ftypes.RepositoryClass(p.Class)}, Indirect: p.Indirect,
+		Relationship: ftypes.Relationship(p.Relationship), FilePath: p.FilePath,
+	}
 }
 
 func (p *analysedPURL) join() *packageurl.PackageURL {

@@ -3,11 +3,18 @@
 package scanner
 
 import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
 	"reflect"
+	"strings"
 	"testing"
 
 	ftypes "github.com/aquasecurity/trivy/pkg/fanal/types"
 	"github.com/package-url/packageurl-go"
+
+	"github.com/dray-project/dray/pipeline"
 )
 
 // TestAnalysisHoldsWhatDetectorsRead: a field that Trivy adds is looked at by
@@ -82,5 +89,62 @@ func fillStruct(t *testing.T, v reflect.Value, left []string) {
 				t.Errorf("%s.%s of type %s: is it read by a detector?", v.Type(), name, f.Type())
 			}
 		}
+	}
+}
+
+// TestReadAnalysisRefuses: what cannot be used is said to be so, and its image is
+// scanned again.
+func TestReadAnalysisRefuses(t *testing.T) {
+	good, err := analyse(ftypes.ArtifactDetail{OS: ftypes.OS{Family: ftypes.Debian, Name: "12"}, Packages: ftypes.Packages{{Name: "a", Version: "1"}, {Name: "b", Version: "1"}},
+		Applications: ftypes.Applications{{Type: ftypes.Npm, Packages: ftypes.Packages{{Name: "c", Version: "1"}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	zr, err := gzip.NewReader(bytes.NewReader(good.Data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(zr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	zipped := func(s string) []byte {
+		var out bytes.Buffer
+		zw := gzip.NewWriter(&out)
+		if _, err := zw.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+		if err := zw.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	if _, err := recall(pipeline.Analysis{Data: zipped(string(text))}); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(text), "\n")
+	for what, data := range map[string][]byte{
+		"nothing":         nil,
+		"no gzip":         []byte("nonsense"),
+		"cut short":       good.Data[:len(good.Data)-9],
+		"empty":           zipped(""),
+		"another version": zipped(strings.Replace(string(text), `{"v":2`, `{"v":1`, 1)),
+		"a package short": zipped(strings.Join(lines[:3], "")),
+		"a package more":  zipped(string(text) + lines[1]),
+		"a line cut":      zipped(strings.TrimSuffix(string(text), "\n")),
+		"fewer than none": zipped(strings.Replace(string(text), `"n":2`, `"n":-2`, 1)),
+		"too many":        zipped(strings.Replace(string(text), `"n":2`, `"n":2000000000`, 1)),
+		"a bad package":   zipped(strings.Replace(string(text), `{"n":"b"`, `{"n":7`, 1)),
+	} {
+		if _, err := recall(pipeline.Analysis{Data: data}); !errors.Is(err, errAnalysis) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// Together with others, too.
+	s := &Scanner{}
+	s.known.begin("sha256:0")
+	out := make([]pipeline.Rematched, 1)
+	if err := s.together(t.Context(), []pipeline.Analysis{{Data: zipped(strings.ReplaceAll(string(text), `{"n":`, `{"n":7,"x":`))}}, out); err != nil || out[0].Unreadable == "" {
+		t.Errorf("packages that cannot be decoded: %+v, %v", out, err)
 	}
 }

@@ -5,7 +5,6 @@ package scanner
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,11 +94,31 @@ func (r *remembered) end() {
 	r.forget = mine
 }
 
-func (r *remembered) get(k packageKey) (matchedPackage, bool) {
+// get returns what is known of packages, up to the first that is not.
+func (r *remembered) get(keys []packageKey) (all []matchedPackage) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m, ok := r.packages[k]
-	return m, ok
+	all = make([]matchedPackage, 0, len(keys))
+	for _, k := range keys {
+		m, ok := r.packages[k]
+		if !ok {
+			return all
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// without returns the packages of which nothing is known.
+func (r *remembered) without(all []unmatched) (out []unmatched) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, u := range all {
+		if _, ok := r.packages[u.key]; !ok {
+			out = append(out, u)
+		}
+	}
+	return out
 }
 
 func (r *remembered) put(all map[packageKey]matchedPackage) {
@@ -132,67 +151,43 @@ type place struct {
 // sorted out by where they belong.
 type unmatched struct {
 	place place
-	pkg   analysedPackage
+	line  packageLine
 	key   packageKey
 }
 
-// look computes the keys of an image's packages, and calls each with those that
-// it has.
-func (m *matchable) look(each func(unmatched)) error {
+// look computes the keys of an image's packages, and returns what it has.
+func (m *matchable) look() (all []unmatched, err error) {
 	if len(m.doc.Packages) > 0 {
 		if !apart(m.doc.OS.Family) || m.doc.OS.Supplier != "" {
 			m.alone = true
-			return nil
+			return nil, nil
 		}
 		where, err := json.Marshal([]any{"os", m.doc.OS, m.doc.Repository})
 		if err != nil {
-			return err
+			return nil, err
 		}
-		m.add(where, place{os: &m.doc}, m.doc.Packages, each)
+		all = m.add(all, where, place{os: &m.doc}, m.doc.Packages)
 	}
 	for _, a := range m.doc.Applications {
 		where, err := json.Marshal([]any{"app", a.Type, a.FilePath})
 		if err != nil {
-			return err
+			return nil, err
 		}
-		m.add(where, place{kind: a.Type, file: a.FilePath}, a.Packages, each)
+		all = m.add(all, where, place{kind: a.Type, file: a.FilePath}, a.Packages)
 	}
-	return nil
+	return all, nil
 }
 
-func (m *matchable) add(where []byte, at place, packages []analysedPackage, each func(unmatched)) {
+func (m *matchable) add(all []unmatched, where []byte, at place, packages []packageLine) []unmatched {
 	buf := make([]byte, 0, 512)
-	for _, p := range packages {
-		buf = p.appendTo(append(buf[:0], where...))
+	for _, line := range packages {
+		// Neither has a line's end in it.
+		buf = append(append(append(buf[:0], where...), '\n'), line...)
 		sum := sha256.Sum256(buf)
-		u := unmatched{at, p, packageKey(sum[:16])}
-		m.keys = append(m.keys, u.key)
-		each(u)
+		u := unmatched{at, line, packageKey(sum[:16])}
+		m.keys, all = append(m.keys, u.key), append(all, u)
 	}
-}
-
-// appendTo appends everything that a package is, so that no two look the same.
-func (p analysedPackage) appendTo(b []byte) []byte {
-	text := func(list ...string) {
-		for _, s := range list {
-			b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
-		}
-	}
-	text(p.ID, p.Name, p.Version, p.Release, p.Arch, p.SrcName, p.SrcVersion, p.SrcRelease, p.Maintainer, p.Modularitylabel, p.Class, p.FilePath)
-	b = binary.AppendVarint(binary.AppendVarint(binary.AppendVarint(b, int64(p.Epoch)), int64(p.SrcEpoch)), int64(p.Relationship))
-	for _, flag := range []bool{p.Dev, p.Indirect, p.PURL != nil, p.BuildInfo != nil} {
-		b = strconv.AppendBool(b, flag)
-	}
-	if u := p.PURL; u != nil {
-		text(u.Type, u.Namespace, u.Name, u.Version, u.Subpath)
-		b = binary.AppendUvarint(b, uint64(len(u.Qualifiers)))
-		text(u.Qualifiers...)
-	}
-	if i := p.BuildInfo; i != nil {
-		text(i.Nvr, i.Arch)
-		text(i.ContentSets...)
-	}
-	return b
+	return all
 }
 
 // together matches many images. The caller holds the database.
@@ -209,11 +204,9 @@ func (s *Scanner) together(ctx context.Context, analyses []pipeline.Analysis, ou
 			return err
 		}
 		images[i].doc = doc
-		return images[i].look(func(u unmatched) {
-			if _, ok := s.known.get(u.key); !ok {
-				missing[i] = append(missing[i], u)
-			}
-		})
+		all, err := images[i].look()
+		missing[i] = s.known.without(all)
+		return err
 	})
 	if err != nil {
 		return err
@@ -230,7 +223,13 @@ func (s *Scanner) together(ctx context.Context, analyses []pipeline.Analysis, ou
 			out[i].Findings, m.alone = s.gather(m.keys)
 		}
 		if m.alone {
-			out[i].Findings, err = s.matchAlone(ctx, m.doc.detail())
+			var d ftypes.ArtifactDetail
+			if d, err = m.doc.detail(); err == nil {
+				out[i].Findings, err = s.matchAlone(ctx, d)
+			}
+			if errors.Is(err, errAnalysis) {
+				out[i].Unreadable, err = err.Error(), nil
+			}
 		}
 		m.doc, m.keys = analysisDocument{}, nil
 		return err
@@ -241,9 +240,12 @@ func (s *Scanner) together(ctx context.Context, analyses []pipeline.Analysis, ou
 // or that was forgotten meanwhile, has the image matched alone.
 func (s *Scanner) gather(keys []packageKey) (list []pipeline.Finding, alone bool) {
 	list = []pipeline.Finding{}
-	for _, k := range keys {
-		m, ok := s.known.get(k)
-		if !ok || m.rebuilt {
+	all := s.known.get(keys)
+	if len(all) < len(keys) {
+		return nil, true
+	}
+	for _, m := range all {
+		if m.rebuilt {
 			return nil, true
 		}
 		list = append(list, m.findings...)
@@ -284,7 +286,12 @@ func (s *Scanner) matchPart(ctx context.Context, part []unmatched) (_ map[packag
 	}
 	apps := map[place]int{}
 	for i, u := range part {
-		pkg := recalled([]analysedPackage{u.pkg})[0]
+		p, err := u.line.decode()
+		if err != nil {
+			found[u.key] = matchedPackage{rebuilt: true} // its image is found to be unreadable alone
+			continue
+		}
+		pkg := p.join()
 		// Whatever Trivy finds for the package carries this.
 		pkg.Identifier.UID = strconv.Itoa(i)
 		if u.place.os == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // rematchPage is how many images are matched and recorded at once: a few
@@ -56,7 +57,15 @@ type rematch struct {
 	changes map[Digest]Changes
 }
 
-func (r *rematch) all(ctx context.Context, held bool) error {
+// all matches a page while the one before is recorded: the first keeps the
+// processors busy, the second the database.
+func (r *rematch) all(ctx context.Context, held bool) (err error) {
+	recorded := func() error { return nil }
+	defer func() {
+		if last := recorded(); err == nil {
+			err = last
+		}
+	}()
 	for after := ""; ; {
 		page, err := r.store.Unmatched(ctx, r.db.Digest, held, after, rematchPage)
 		if err != nil {
@@ -70,9 +79,12 @@ func (r *rematch) all(ctx context.Context, held bool) error {
 		if err != nil {
 			return err
 		}
-		if err := r.store.RecordMatches(ctx, r.id, matches); err != nil {
+		if err := recorded(); err != nil {
 			return err
 		}
+		done := make(chan error, 1)
+		go func() { done <- r.store.RecordMatches(ctx, r.id, matches) }()
+		recorded = sync.OnceValue(func() error { return <-done })
 		if len(page) < rematchPage {
 			return nil
 		}

@@ -173,6 +173,8 @@ func logRows(ctx context.Context, cl *client.Client) ([]pipeline.RowCheck, error
 // rowProblem names a row and what is wrong with it.
 func rowProblem(r pipeline.RowCheck) string {
 	switch {
+	case r.Table == "log_entries":
+		return fmt.Sprintf("row %s/%s: %s", r.Table, r.Key, r.Problem)
 	case r.Entry < 0 && r.Want == "":
 		return fmt.Sprintf("row %s/%s: no entry says that it is there: %s", r.Table, r.Key, r.Problem)
 	case r.Have == "" && r.Want != "":

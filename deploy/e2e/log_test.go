@@ -84,6 +84,19 @@ func TestEvidenceLog(t *testing.T) {
 	exec(`UPDATE log_entries SET leaf = convert_to(replace(convert_from(leaf, 'UTF8'), 'cancelled', 'succeeded'), 'UTF8') WHERE subject = $1 AND kind = 'run.ended'`, string(run.ID))
 	mustDray(t, at.Token, 0, append(verify, "--all")...)
 
+	// An entry of somebody else's never gets a place, whatever it says.
+	exec(`INSERT INTO log_entries (leaf, kind) SELECT leaf, kind FROM log_entries WHERE subject = $1 AND kind = 'run.ended'`, string(run.ID))
+	var refused bool
+	for !refused {
+		if err := conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM log_entries WHERE refused)`).Scan(&refused); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	says(t, mustDray(t, at.Token, 6, verify...), "row log_entries/", "has not Dray's seal")
+	exec(`DELETE FROM log_entries WHERE refused`)
+	mustDray(t, at.Token, 0, verify...)
+
 	// A drayd that dies in the middle and one that comes after it make one log.
 	kill(t)
 	run = released(t, w, "v1.0.1")

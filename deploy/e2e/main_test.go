@@ -27,12 +27,17 @@ import (
 // at is the site that the tests share; nil where it cannot be had.
 var at *site.Site
 
+// receiver is the address that notices are posted to, in case a test listens.
+var receiver string
+
+const receiverSecret = "0123456789abcdef0123456789abcdef"
+
 // why says what is missing when at is nil.
 var why string
 
 // projects that tests push to; each test has its own.
 var projects = []string{"slow", "big", "broken", "failing", "moved", "drained", "shared", "together", "delivered", "documented", "again",
-	"way-distribution", "way-olareg", "configured", "excepted", "repaired-distribution", "repaired-olareg", "patient", "frozen", "logged", "proven"}
+	"way-distribution", "way-olareg", "configured", "excepted", "repaired-distribution", "repaired-olareg", "patient", "frozen", "logged", "proven", "rematched"}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -67,8 +72,13 @@ func main(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, "stop:", err)
 		}
 	}()
+	if receiver, err = stack.Reserve(dir, "receiver"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	at, err = site.Start(ctx, site.Config{Dir: dir, Bin: bin, Log: os.Stderr, Volatile: true, Projects: projects,
-		Env: []string{"DRAY_WORKER_MAX_ATTEMPTS=2", "DRAY_WORKER_DRAIN=2s"}})
+		Env:      []string{"DRAY_WORKER_MAX_ATTEMPTS=2", "DRAY_WORKER_DRAIN=2s", "DRAY_REMATCH_EVERY=1s"},
+		Settings: fmt.Sprintf("notify:\n  - {name: owners, url: 'http://%s/hook', secret: %s, projects: [rematched], allow: [127.0.0.1]}\n", receiver, receiverSecret)})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		return 1

@@ -46,6 +46,8 @@ type Config struct {
 	Env []string
 	// Projects besides the samples; each is built for linux/amd64.
 	Projects []string
+	// Settings are added to those in drayd's file.
+	Settings string
 }
 
 // Site is a Dray that runs.
@@ -68,6 +70,7 @@ type Site struct {
 	Database pipeline.Digest
 
 	address  string
+	metrics  string
 	settings string
 	secret   string
 }
@@ -88,11 +91,10 @@ func Start(ctx context.Context, c Config) (_ *Site, err error) {
 		return nil, err
 	}
 	s.URL = "http://" + s.address
-	metrics, err := stack.Reserve(s.Dir, "metrics")
-	if err != nil {
+	if s.metrics, err = stack.Reserve(s.Dir, "metrics"); err != nil {
 		return nil, err
 	}
-	s.Metrics = "http://" + metrics + "/metrics"
+	s.Metrics = "http://" + s.metrics + "/metrics"
 	if s.secret, err = s.random("webhook.secret"); err != nil {
 		return nil, err
 	}
@@ -191,12 +193,14 @@ func (s *Site) makeSeal() error {
 // without internet access mirrors the public one.
 func (s *Site) PushDatabase(ctx context.Context) error { return s.PushDatabaseOf(ctx, time.Now()) }
 
-// PushDatabaseOf pushes a vulnerability database that says it is of that time.
-func (s *Site) PushDatabaseOf(ctx context.Context, updatedAt time.Time) error {
+// PushDatabaseOf pushes a vulnerability database that says it is of that time, and
+// knows more than others do.
+func (s *Site) PushDatabaseOf(ctx context.Context, updatedAt time.Time, more ...vulndb.Advisory) error {
 	advisories, err := vulndb.Default()
 	if err != nil {
 		return err
 	}
+	advisories = append(advisories, more...)
 	dir, err := vulndb.Build(ctx, advisories, updatedAt)
 	if err != nil {
 		return err
@@ -227,7 +231,6 @@ func (s *Site) writeSettings(ctx context.Context) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Written by the demo. The reference is docs/reference/settings.md.
 listen: %s
-metrics: {listen: %s}
 log: {format: text}
 database:
   url: %q
@@ -248,7 +251,7 @@ registries:
   - {host: %q, plain_http: true}
   - {host: %q, plain_http: true}
 projects:
-`, s.address, strings.TrimSuffix(strings.TrimPrefix(s.Metrics, "http://"), "/metrics"), dsn, s.Stack.Buildkit.Address, s.databaseReference(), s.path("scanner"),
+`, s.address, dsn, s.Stack.Buildkit.Address, s.databaseReference(), s.path("scanner"),
 		s.path("secrets/cosign.key"), s.path("secrets/cosign.password"),
 		s.path("secrets/log.key"), s.path("secrets/log.seal"), s.path("checkpoints.jsonl"), s.Stack.Dev.Host+"/evidence/log", s.Stack.Dev.Host, s.Stack.Prod.Host)
 	type project struct{ name, platforms string }
@@ -268,6 +271,7 @@ projects:
       - {name: prod, repository: %s, gate: {fail_on: high}}
 `, p.name, Organisation, p.name, s.Stack.Git.CloneURL(Organisation+"/"+p.name), s.path("secrets/webhook.secret"), s.Dev(p.name), p.platforms, s.Prod(p.name))
 	}
+	b.WriteString(s.Settings)
 	return os.WriteFile(s.settings, []byte(b.String()), 0o600)
 }
 
@@ -275,7 +279,7 @@ projects:
 func (s *Site) StartDrayd(ctx context.Context) error {
 	_, err := s.Stack.StartDaemon(ctx, stack.Daemon{
 		Name: "drayd", Argv: []string{filepath.Join(s.Bin, "drayd"), "serve", "--config", s.settings},
-		Address: s.address, Env: s.Env, Files: []string{s.settings}, ReadyIn: 2 * time.Minute,
+		Address: s.address, Env: append([]string{"DRAY_METRICS_LISTEN=" + s.metrics}, s.Env...), Files: []string{s.settings}, ReadyIn: 2 * time.Minute,
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/readyz", nil)
 			if err != nil {

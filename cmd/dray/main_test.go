@@ -103,6 +103,15 @@ func sampleServer(env *testscript.Env) (string, error) {
 	store.AddProject(trusting, "grace")
 	store.Retried = func(r pipeline.Run) { wg.Go(func() { retry(store, r) }) }
 	store.Promoted = func(p pipeline.Promotion) { wg.Go(func() { promote(store, p) }) }
+	cleaner, err := newCleaner(&wg)
+	if err != nil {
+		return "", err
+	}
+	plan, err := cleaner.Plan(context.Background(), apitest.HelloGo.Name)
+	if err != nil {
+		return "", err
+	}
+	env.Setenv("RETENTION_PLAN", string(plan.Digest))
 	a, err := api.New(api.Config{
 		Store:          store,
 		PublicKeyPEM:   []byte(apitest.PublicKey),
@@ -127,6 +136,7 @@ func sampleServer(env *testscript.Env) (string, error) {
 			return nil
 		},
 		Eligibility: eligibility,
+		Retainer:    cleaner,
 		Probe: func(_ context.Context, host string) (pipeline.RegistryProbe, error) {
 			switch host {
 			case "prod.example":

@@ -35,7 +35,7 @@ CREATE TABLE log_hashes (
     hash  bytea NOT NULL CHECK (length(hash) = 32)
 );
 
--- Every checkpoint that was signed.
+-- Checkpoints that were signed: all of the last time, then one of each day.
 CREATE TABLE log_checkpoints (
     size      bigint PRIMARY KEY CHECK (size >= 0),
     note      text NOT NULL,

@@ -175,6 +175,7 @@ type Inclusion struct {
 	Size int64 `json:"size"`
 	// Proof is the audit path of RFC 6962, section 2.1.1: the leaf's sibling first.
 	Proof [][]byte `json:"proof"`
-	// Checkpoint is the signed checkpoint of that size; empty if none was signed.
+	// Checkpoint is the signed checkpoint of that size; empty if none was signed,
+	// or if it is not kept any more. The proof holds all the same for whoever has it.
 	Checkpoint string `json:"checkpoint,omitempty"`
 }

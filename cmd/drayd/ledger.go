@@ -144,6 +144,14 @@ func (p *parts) keepLog(ctx context.Context) (stop func()) {
 	}
 }
 
+// thinCheckpoints removes old checkpoints of the log, one process of all at a time.
+func (p *parts) thinCheckpoints() postgres.Periodic {
+	return postgres.Periodic{Name: "checkpoints", Every: time.Hour, Do: func(ctx context.Context) error {
+		_, err := p.store.ThinCheckpoints(ctx)
+		return err
+	}, Failed: "old checkpoints of the evidence log could not all be removed; it is tried again"}
+}
+
 // checkLedger tries the keys, and whether the newest checkpoint is theirs.
 func (p *parts) checkLedger(ctx context.Context) (good string, err error) {
 	signer, _, keys, err := p.settings.logKeys()

@@ -83,7 +83,7 @@ func (p *parts) notices(ctx context.Context) (run func(), err error) {
 
 // periodic is what one process of all does now and then.
 func (p *parts) periodic() []postgres.Periodic {
-	out := []postgres.Periodic{p.retain()}
+	out := []postgres.Periodic{p.retain(), p.thinCheckpoints()}
 	if every := p.settings.Rematch.Every; every > 0 {
 		out = append(out, postgres.Periodic{Name: "rematch", Every: every, Do: p.rematch,
 			Failed: "recorded images could not all be matched with the vulnerability database"})

@@ -89,27 +89,40 @@ func (b *bench) questions() []question {
 			items, err := b.store.Packages(ctx, pipeline.PackageQuery{Name: hottest, Page: pipeline.Page{Limit: 50}})
 			return len(items), err
 		}, 50},
-		{"the rival: a wildcard scan", "", func(ctx context.Context, r *rand.Rand) (int, error) {
-			var n int
-			err := b.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT DISTINCT x.image FROM packages p JOIN image_packages x ON x.package = p.id
-				WHERE p.name LIKE '%' || $1 || '%' ORDER BY 1 DESC LIMIT 50) found`, any(r)).Scan(&n)
-			return n, err
-		}, 10},
 	}
+}
+
+// rival is what one writes without thinking of an index: the images with
+// something of that name, the newest of them.
+func (b *bench) rival() question {
+	return question{"the rival: a wildcard scan", "", func(ctx context.Context, r *rand.Rand) (int, error) {
+		var n int
+		name, _ := name(100 + r.IntN(b.names-100))
+		err := b.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT DISTINCT x.image FROM packages p JOIN image_packages x ON x.package = p.id
+			WHERE p.name LIKE '%' || $1 || '%' ORDER BY 1 DESC LIMIT 50) found`, name).Scan(&n)
+		return n, err
+	}, 10}
 }
 
 func (b *bench) measure(ctx context.Context) error {
 	if err := b.sizes(ctx); err != nil {
 		return err
 	}
+	rival := b.rival()
+	took, items, err := b.ask(ctx, rival, 1)
+	if err != nil {
+		return fmt.Errorf("%s: %w", rival.name, err)
+	}
+	scan := ms(took, 50)
+	fmt.Fprintf(b.out, "\n%-44s %6.0f ms %6.0f ms %6.0f ms %7.1f\n", rival.name, scan, ms(took, 99), ms(took, 100), items)
 	for _, clients := range []int{1, b.clients} {
-		fmt.Fprintf(b.out, "\n%-44s %9s %9s %9s %7s %7s\n", fmt.Sprintf("%d asking at a time", clients), "p50", "p99", "maximum", "items", "mark")
+		fmt.Fprintf(b.out, "\n%-44s %9s %9s %9s %7s %7s %9s\n", fmt.Sprintf("%d asking at a time", clients), "p50", "p99", "maximum", "items", "mark", "scan/p99")
 		for _, q := range b.questions() {
 			took, items, err := b.ask(ctx, q, clients)
 			if err != nil {
 				return fmt.Errorf("%s: %w", q.name, err)
 			}
-			fmt.Fprintf(b.out, "%-44s %6.2f ms %6.2f ms %6.2f ms %7.1f %7s\n", q.name, ms(took, 50), ms(took, 99), ms(took, 100), items, q.mark)
+			fmt.Fprintf(b.out, "%-44s %6.2f ms %6.2f ms %6.2f ms %7.1f %7s %9.0f\n", q.name, ms(took, 50), ms(took, 99), ms(took, 100), items, q.mark, scan/ms(took, 99))
 		}
 	}
 	return b.export(ctx)

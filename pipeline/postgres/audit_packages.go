@@ -217,22 +217,26 @@ func packagePairs(ctx context.Context, tx pgx.Tx, s pipeline.AuditScope, ids []i
 		cond := "x.package = ANY(" + w.arg(ids) + ")"
 		return imageByImage(ctx, tx, w, cond, s.Page.Limit, after)
 	}
-	byImage := false
+	sql := ""
 	if scoped {
-		var n int
-		count := where{conds: slices.Clone(w.conds), args: slices.Clone(w.args)}
-		count.addIf(after.image != 0, "i.id <= %s", after.image)
-		if err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM images i`+count.sql()+` LIMIT `+count.arg(fewImages+1)+`) few`,
-			append([]any{fresh}, count.args...)...).Scan(&n); err != nil {
+		images, err := imagesIn(ctx, tx, w, after)
+		switch {
+		case err != nil || len(images) == 0:
 			return nil, err
+		case len(images)*len(ids) <= fewProbes:
+			w = where{}
+			sql = imagesFirst(&w, s.Page.Limit, images, ids, after)
+		case len(images) <= fewImages:
+			// The sum keeps it from looking into an index for each of the images.
+			w = where{}
+			w.add("x.image + 0 = ANY(%s::bigint[])", images)
+		default:
+			w.conds = []string{"EXISTS (SELECT FROM images i WHERE i.id = x.image AND " + strings.Join(w.conds, " AND ") + ")"}
 		}
-		byImage = n <= fewImages
 	}
-	page := packagesFirst
-	if byImage {
-		page = imagesFirst
+	if sql == "" {
+		sql = packagesFirst(&w, s.Page.Limit, ids, after)
 	}
-	sql := page(&w, s.Page.Limit, ids, after)
 	rows, err := tx.Query(ctx, sql, append([]any{fresh}, w.args...)...)
 	if err != nil {
 		return nil, err
@@ -240,15 +244,25 @@ func packagePairs(ctx context.Context, tx pgx.Tx, s pipeline.AuditScope, ids []i
 	return pgx.CollectRows(rows, scanPair)
 }
 
+// imagesIn lists the images that w selects and that can be after the pair, or one
+// more than are few. Where they are few, they are looked up once and not for every
+// entry of an index.
+func imagesIn(ctx context.Context, tx pgx.Tx, w where, after pair) ([]int64, error) {
+	w = where{conds: slices.Clone(w.conds), args: slices.Clone(w.args)}
+	w.addIf(after.image != 0, "i.id <= %s", after.image)
+	rows, err := tx.Query(ctx, `SELECT i.id FROM images i`+w.sql()+` LIMIT `+w.arg(fewImages+1), append([]any{fresh}, w.args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
 // packagesFirst asks each package for its newest images, so that no more than a
 // page of index entries is read of any, and only of those packages whose newest
-// image can be on the page.
+// image can be on the page. The conditions of w are about x, an entry.
 func packagesFirst(w *where, limit int, ids []int64, after pair) string {
+	scope := strings.Join(append([]string{""}, w.conds...), " AND ")
 	list := w.arg(ids)
-	scope := ""
-	if len(w.conds) > 0 {
-		scope = " AND EXISTS (SELECT FROM images i WHERE i.id = x.image AND " + strings.Join(w.conds, " AND ") + ")"
-	}
 	if after.image != 0 {
 		image, pkg := w.arg(after.image), w.arg(after.pkg)
 		scope = fmt.Sprintf(" AND x.image <= CASE WHEN c.id < %[2]s THEN %[1]s::bigint ELSE %[1]s::bigint - 1 END", image, pkg) + scope
@@ -269,15 +283,13 @@ func packagesFirst(w *where, limit int, ids []int64, after pair) string {
 		ORDER BY x.image DESC, c.id DESC LIMIT ` + n
 }
 
-// imagesFirst looks through the images in scope, newest first.
-func imagesFirst(w *where, limit int, ids []int64, after pair) string {
-	list := w.arg(ids)
+// imagesFirst asks each of few images for the packages.
+func imagesFirst(w *where, limit int, images, ids []int64, after pair) string {
+	w.add("x.image = ANY(%s::bigint[]) AND x.package = ANY(%s::bigint[])", images, ids)
 	if after.image != 0 {
 		w.add("x.image <= %s AND (x.image, x.package) < (%s, %s)", after.image, after.image, after.pkg)
 	}
-	return `
-		SELECT x.image, x.package FROM images i JOIN image_packages x ON x.image = i.id AND x.package = ANY(` + list + `)` + w.sql() + `
-		GROUP BY x.image, x.package ORDER BY x.image DESC, x.package DESC LIMIT ` + w.arg(limit)
+	return `SELECT DISTINCT x.image, x.package FROM image_packages x` + w.sql() + ` ORDER BY x.image DESC, x.package DESC LIMIT ` + w.arg(limit)
 }
 
 // packageAudits joins a page with all that is told of it.

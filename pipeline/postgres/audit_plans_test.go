@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/dray-project/dray/pipeline"
 	"github.com/dray-project/dray/pipeline/postgres"
 	"github.com/dray-project/dray/pipeline/postgres/postgrestest"
@@ -153,5 +155,79 @@ func TestAuditLicencesOfThousands(t *testing.T) {
 	q.Reach = pipeline.Reach{Projects: []string{"app"}}
 	if uses, err = s.AuditPackages(t.Context(), q); err != nil || len(uses) != 0 {
 		t.Errorf("out of reach, %d, %v", len(uses), err)
+	}
+}
+
+// TestAuditScopesOfEverySize: whether images in scope are asked one by one, looked
+// up beforehand or found on the way, the list is the same.
+func TestAuditScopesOfEverySize(t *testing.T) {
+	pool := postgrestest.New(t)
+	s := newStore(t, pool)
+	syncSample(t, s)
+	release(t, s, "app", "one", []pipeline.Package{pkg("crypto", "v1")}, nil)
+	meddle(t, pool, `
+		BEGIN; SET CONSTRAINTS ALL DEFERRED;
+		INSERT INTO projects (name, version) SELECT 'p' || n, 1 FROM generate_series(1, 3) n;
+		INSERT INTO project_versions (project, version, digest, settings) SELECT name, 1, 'sha256:' || repeat('0', 64), '{}' FROM projects WHERE name LIKE 'p_';
+		COMMIT;
+		INSERT INTO packages (key, type, name, version, purl)
+		SELECT sha256(i::text::bytea), 'debian', 'openssl', 'v' || i, '' FROM generate_series(1, 8) i;
+		INSERT INTO images (project, digest, newest)
+		SELECT CASE WHEN i % 1000 = 0 THEN 'p1' WHEN i % 20 = 0 THEN 'p2' ELSE 'p3' END, 'sha256:' || encode(sha256(i::text::bytea), 'hex'), (SELECT id FROM runs) FROM generate_series(1, 54000) i;
+		INSERT INTO image_packages (image, report, position, platform, package, path, layer)
+		SELECT i.id, 0, n, 'linux/amd64', p.id, '', '' FROM images i, generate_series(10, 11) n,
+			LATERAL (SELECT id FROM packages WHERE name = 'openssl' AND version = 'v' || (i.id * n) % 8 + 1) p WHERE i.id % 3 > 0;
+		ANALYZE`)
+	for scope, c := range map[string]struct {
+		scope pipeline.AuditScope
+		where string
+	}{
+		"one by one":             {pipeline.AuditScope{Reach: everything, Project: "p1"}, `i.project = 'p1'`},
+		"looked up":              {pipeline.AuditScope{Reach: everything, Project: "p2"}, `i.project = 'p2'`},
+		"looked up, by reach":    {pipeline.AuditScope{Reach: pipeline.Reach{Projects: []string{"p2", "p1", "none"}}}, `i.project IN ('p1', 'p2')`},
+		"found on the way":       {pipeline.AuditScope{Reach: everything, Project: "p3"}, `i.project = 'p3'`},
+		"without a scope":        {pipeline.AuditScope{Reach: everything}, `true`},
+		"nothing is in scope":    {pipeline.AuditScope{Reach: pipeline.Reach{Projects: []string{"none"}}}, `false`},
+		"nothing was ever there": {pipeline.AuditScope{Reach: everything, Environment: "prod", Promoted: pipeline.PromotedNow}, `false`},
+	} {
+		for _, version := range []string{"", "v5"} {
+			rows, err := pool.Query(t.Context(), `
+				SELECT DISTINCT x.image, x.package FROM image_packages x JOIN images i ON i.id = x.image JOIN packages p ON p.id = x.package
+				WHERE p.name = 'openssl' AND ($1 = '' OR p.version = $1) AND `+c.where+` ORDER BY 1 DESC, 2 DESC`, version)
+			check(t, err)
+			var want []string
+			var image, id int64
+			_, err = pgx.ForEachRow(rows, []any{&image, &id}, func() error { want = append(want, fmt.Sprintf("%d-%d", image, id)); return nil })
+			check(t, err)
+			// The first pages, and the last of those that are long.
+			starts := []int{0}
+			if len(want) > 5000 {
+				starts = append(starts, len(want)-2500)
+			}
+			for _, start := range starts {
+				q := pipeline.PackageAuditQuery{Name: "openssl", Version: version, AuditScope: c.scope}
+				q.Page.Limit = 400
+				if start > 0 {
+					q.Page.After = want[start-1]
+				}
+				for at := start; at < min(start+2400, len(want)+1); {
+					uses, err := s.AuditPackages(t.Context(), q)
+					check(t, err)
+					for _, u := range uses {
+						if at >= len(want) || u.ID != want[at] {
+							t.Fatalf("%s, %q: %s is the %dth of %d", scope, version, u.ID, at, len(want))
+						}
+						at++
+					}
+					if len(uses) < q.Page.Limit {
+						if at != len(want) {
+							t.Errorf("%s, %q: it ends after %d of %d", scope, version, at, len(want))
+						}
+						break
+					}
+					q.Page.After = uses[len(uses)-1].ID
+				}
+			}
+		}
 	}
 }

@@ -15,9 +15,14 @@ import (
 // package as well as one that nobody has fits neither.
 const fresh = pgx.QueryExecModeCacheDescribe
 
-// fewImages is how many images may be looked through one by one. Of more, those
-// that a scope leaves are found on the way.
-const fewImages = 2000
+const (
+	// fewImages is how many images of a scope are looked up beforehand. Of more,
+	// those that it leaves are found on the way.
+	fewImages = 50_000
+	// fewProbes is how many pairs of an image and a package are looked for one by
+	// one.
+	fewProbes = 5000
+)
 
 // inScope adds what a scope asks of an image i, and reports whether it asks anything.
 func inScope(w *where, s pipeline.AuditScope) bool {
@@ -29,7 +34,10 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 	switch s.Promoted {
 	case pipeline.PromotedNow:
 		// From the lanes, of which there are few.
-		cond := `i.id IN (SELECT p.image FROM lanes l JOIN promotions p ON p.id = l.current JOIN jobs j ON j.id = p.id WHERE true`
+		cond := `i.id IN (SELECT p.image FROM lanes l JOIN promotions p ON p.id = l.current WHERE true`
+		if s.Since != nil || s.Until != nil {
+			cond = `i.id IN (SELECT p.image FROM lanes l JOIN promotions p ON p.id = l.current JOIN jobs j ON j.id = p.id WHERE true`
+		}
 		if s.Environment != "" {
 			cond += " AND l.environment = " + w.arg(s.Environment)
 		}

@@ -67,7 +67,7 @@ command waits for the end unless --detach is given; the work goes on without it.
 			}
 			run, err := cl.ApplyRetention(cmd.Context(), args[0], pipeline.Digest(plan))
 			if err != nil {
-				return fmt.Errorf("apply the retention of %s: %w", args[0], err)
+				return err
 			}
 			for id := run.ID; run.FinishedAt == nil && !detach; {
 				if err := pause(cmd.Context(), 500*time.Millisecond); err != nil {
@@ -154,7 +154,7 @@ func (w *writer) retentionPlan(p pipeline.RetentionPlan, all bool) {
 		w.printf("\n%s in all, once the registries have collected their garbage.\n", size(p.Bytes))
 	}
 	if n := len(p.Logs); n > 0 {
-		w.printf("Build logs and steps of %d runs, from %s to %s.\n", n, p.Logs[0].Run, p.Logs[n-1].Run)
+		w.printf("Build logs and steps of %s, from %s to %s.\n", plural(n, "run", "runs"), p.Logs[0].Run, p.Logs[n-1].Run)
 	}
 	if p.More {
 		w.printf("There is more: make another plan when this one was applied.\n")
@@ -197,6 +197,6 @@ func (w *writer) retentionRun(r pipeline.RetentionRun) {
 		w.table([]string{"OUTCOME", "KIND", "IN", "WHAT", "WHY"}, rows)
 	}
 	if r.LogRuns > 0 {
-		w.printf("Build logs and steps of %d runs: %d events.\n", r.LogRuns, r.LogEvents)
+		w.printf("Build logs and steps of %s: %s.\n", plural(r.LogRuns, "run", "runs"), plural(int(r.LogEvents), "event", "events"))
 	}
 }

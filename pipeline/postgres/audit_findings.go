@@ -120,7 +120,7 @@ func tellFindings(ctx context.Context, tx pgx.Tx, found []foundIn) ([]pipeline.F
 		}
 	}
 	var places map[int64][]pipeline.Stay
-	b := &pgx.Batch{}
+	b := planOnce()
 	queueStays(b, images, &places)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, err

@@ -302,7 +302,7 @@ func packageAudits(ctx context.Context, tx pgx.Tx, pairs []pair, uncomparable ma
 	var places map[int64][]pipeline.Stay
 	var covering map[int][]pipeline.Exception
 	// One way to the database and back.
-	b := &pgx.Batch{}
+	b := planOnce()
 	b.Queue(`
 		SELECT i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, p.type, p.name, p.version, p.purl,
 		       x.platforms, x.path, x.layer, x.licenses, o.run, o.commit_sha, fi.digest, o.recorded_at

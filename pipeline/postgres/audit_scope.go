@@ -81,6 +81,16 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 	return len(w.conds) > before
 }
 
+// planOnce begins a batch of joins from a page of ids to what is told of them, by
+// keys and never more than a page, so that one plan is as good as another. On a
+// new connection PostgreSQL would try five of them, each of which takes longer than
+// the answer. It holds for the rest of the transaction.
+func planOnce() *pgx.Batch {
+	b := &pgx.Batch{}
+	b.Queue(`SET LOCAL plan_cache_mode = force_generic_plan`)
+	return b
+}
+
 // queueStays asks where images were, in order, by the image's number.
 func queueStays(b *pgx.Batch, images []int64, out *map[int64][]pipeline.Stay) {
 	b.Queue(selectStays+` WHERE s.image = ANY($1) ORDER BY s.since, s.promotion`, images).Query(func(rows pgx.Rows) error {

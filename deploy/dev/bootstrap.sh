@@ -29,6 +29,7 @@ packages() {
 		cat <<-'LIST'
 			gcc /usr/bin/gcc Go's race detector
 			libc6-dev /usr/include/stdlib.h Go's race detector
+			jq /usr/bin/jq commands in the documents, and the script that the bench compares with
 		LIST
 	fi
 }

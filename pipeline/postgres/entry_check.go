@@ -37,10 +37,10 @@ func (s *Store) CheckRows(ctx context.Context, from, to int64) ([]pipeline.RowCh
 	c := &rowChecker{renditions: s.renditions, seal: s.seal, from: from, to: to, found: []pipeline.RowCheck{}, named: map[rowName]bool{}}
 	err := s.read(ctx, func(tx pgx.Tx) error {
 		c.tx = tx
-		if err := c.refused(ctx); err != nil {
+		if err := c.entries(ctx); err != nil {
 			return err
 		}
-		if err := c.entries(ctx); err != nil || from > 0 {
+		if err := c.refused(ctx); err != nil || from > 0 {
 			return err
 		}
 		if err := c.rest(ctx); err != nil {
@@ -141,14 +141,22 @@ func (c *rowChecker) rest(ctx context.Context) error {
 	}
 }
 
-// refused names entries that never got a place.
+// refused names entries that never get a place. One of Dray's is among them only
+// if somebody wants it out of the log.
 func (c *rowChecker) refused(ctx context.Context) error {
-	rows, err := c.tx.Query(ctx, `SELECT id FROM log_entries WHERE refused ORDER BY id LIMIT $1`, maxChecks)
+	rows, err := c.tx.Query(ctx, `SELECT id, leaf, seal FROM log_entries WHERE refused ORDER BY id LIMIT $1`, maxChecks)
 	if err != nil {
 		return err
 	}
 	var id int64
-	_, err = pgx.ForEachRow(rows, []any{&id}, func() error { return c.add(forgedEntry(id)) })
+	var leaf, seal []byte
+	_, err = pgx.ForEachRow(rows, []any{&id, &leaf, &seal}, func() error {
+		f := forgedEntry(id)
+		if c.seal.Good(id, leaf, seal) {
+			f.Problem = "the entry is Dray's, and somebody marked it as refused: it gets no place in the log"
+		}
+		return c.add(f)
+	})
 	return err
 }
 

@@ -404,6 +404,17 @@ func TestCheckRowsDoesNotTrustItsIndex(t *testing.T) {
 		a.finds("a changed row is described by an entry of somebody else's", fmt.Sprint("log_entries ", forged, " -1"), fmt.Sprint("tokens ", key, " ", index))
 		a.findsFrom(1, "the same, not from the start", fmt.Sprint("log_entries ", forged, " -1"), fmt.Sprint("tokens ", key, " ", index))
 	})
+	// An entry that waits, kept out of the log.
+	a.in(tables, func() {
+		_, err := a.s.AddException(t.Context(), pipeline.Exception{Project: "app", Finding: "CVE-3", Reason: "r", Author: "rita", ExpiresAt: time.Now().Add(time.Hour)})
+		check(t, err)
+		check(t, a.pool.QueryRow(t.Context(), `UPDATE log_entries SET refused = true WHERE index IS NULL RETURNING id`).Scan(&forged))
+	}, func() {
+		found := a.finds("an entry of Dray's is kept out", fmt.Sprint("log_entries ", forged, " -1"))
+		if len(found) != 1 || !strings.Contains(found[0].Problem, "marked it as refused") {
+			t.Errorf("found %+v", found)
+		}
+	})
 	a.in(tables, func() {
 		a.exec(`INSERT INTO exceptions SELECT 'exc_forged', project, environment, image, finding, package, reason, author, created_at, expires_at FROM exceptions WHERE id = $1`, id)
 		forged = a.describe("exceptions", "exc_forged")

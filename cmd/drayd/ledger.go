@@ -152,7 +152,7 @@ func (p *parts) thinCheckpoints() postgres.Periodic {
 	}, Failed: "old checkpoints of the evidence log could not all be removed; it is tried again"}
 }
 
-// checkLedger tries the keys, and whether the newest checkpoint is theirs.
+// checkLedger tries the keys and the seal, and whether the newest checkpoint is theirs.
 func (p *parts) checkLedger(ctx context.Context) (good string, err error) {
 	signer, _, keys, err := p.settings.logKeys()
 	if err != nil {
@@ -160,6 +160,9 @@ func (p *parts) checkLedger(ctx context.Context) (good string, err error) {
 	}
 	if signer == nil {
 		return "", errors.New("ledger.key_file is required: drayd key generate-log makes a key")
+	}
+	if _, err := p.settings.seal(); err != nil {
+		return "", err
 	}
 	good = "log " + signer.Origin()
 	if path := p.settings.Ledger.Publish.File; path != "" {

@@ -2,9 +2,14 @@ package main
 
 import (
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/dray-project/dray/pipeline"
+	"github.com/dray-project/dray/pipeline/ledger"
 	"github.com/dray-project/dray/pipeline/postgres"
 	"github.com/dray-project/dray/pipeline/postgres/postgrestest"
 )
@@ -35,5 +40,42 @@ func TestCheckpointsAreThinned(t *testing.T) {
 	}
 	if left != 1 || newest != 3 {
 		t.Errorf("%d are left, up to size %d", left, newest)
+	}
+}
+
+// TestCheckLedgerTriesTheSeal: the line about the evidence log is not all right
+// with a seal that drayd would not start with.
+func TestCheckLedgerTriesTheSeal(t *testing.T) {
+	dir := t.TempDir()
+	key, seal := filepath.Join(dir, "log.key"), filepath.Join(dir, "log.seal")
+	private, _, err := ledger.GenerateKey("dray.example/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(key, private, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		text, path, says string
+		mode             os.FileMode
+	}{
+		{string(pipeline.NewSealKey()), seal, "", 0o600},
+		{string(pipeline.NewSealKey()), "", "ledger.seal_file is required", 0o600},
+		{string(pipeline.NewSealKey()), seal + "x", "no such file", 0o600},
+		{string(pipeline.NewSealKey()), seal, "may be read by everybody", 0o644},
+		{"nonsense", seal, "64 hexadecimal digits", 0o600},
+	} {
+		if err := os.WriteFile(seal, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(seal, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		p := &parts{settings: &Settings{}}
+		p.settings.Ledger.KeyFile, p.settings.Ledger.SealFile = key, c.path
+		good, err := p.checkLedger(t.Context())
+		if c.says == "" && (err != nil || good == "") || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("want %q: %q, %v", c.says, good, err)
+		}
 	}
 }

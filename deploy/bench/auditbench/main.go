@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -37,12 +38,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	images := flags.Int("images", 10_000, "how many images; 111112 of 450 packages are 50 million rows, take 12 GB of disk and half an hour")
 	packages := flags.Int("packages", 450, "packages in each")
 	buffers := flags.String("shared-buffers", "2GB", "what PostgreSQL keeps in memory; its own default is 128MB")
-	n := flags.Int("n", 500, "questions of each kind")
+	n := flags.Int("n", 500, "questions of each kind in a round")
+	rounds := flags.Int("rounds", 5, "rounds of one asking at a time; the table tells of all of them, and of the quietest")
 	clients := flags.Int("clients", 4, "how many ask at the same time, in the second round")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
-	b := &bench{world: newWorld(*images, *packages), n: *n, buffers: *buffers, clients: *clients, out: stdout, log: stderr}
+	b := &bench{world: newWorld(*images, *packages), n: *n, rounds: *rounds, buffers: *buffers, clients: *clients, out: stdout, log: stderr}
 	if err := b.all(ctx, *dir, *bin); err != nil {
 		fmt.Fprintln(stderr, "dray-auditbench:", err)
 		return 1
@@ -53,15 +55,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // bench is one run of everything.
 type bench struct {
 	world
-	n, clients int
-	buffers    string
-	out, log   io.Writer
+	n, rounds, clients int
+	buffers            string
+	out, log           io.Writer
 
 	pool  *pgxpool.Pool
 	store *postgres.Store
 }
 
+// memory is what drayd takes of it. A process with nothing else in it would collect
+// its garbage ten times as often as drayd does.
+const memory = 64 << 20
+
 func (b *bench) all(ctx context.Context, dir, bin string) (err error) {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(memory)
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "dray-auditbench-"); err != nil {
 			return err

@@ -223,8 +223,11 @@ func fillRecord(t *testing.T, pool *pgxpool.Pool) {
 	exec(`INSERT INTO packages (id, key, type, name, version, purl) OVERRIDING SYSTEM VALUE
 		SELECT i, sha256(convert_to(i::text, 'UTF8')), 'node-pkg', name, version, 'pkg:npm/' || name || '@' || version FROM (
 			SELECT i, CASE WHEN i <= $1 THEN 'many' ELSE 'few' END AS name, '1.' || (i - 1) % $1 + 1 || '.0' AS version FROM generate_series(1, 2 * $1) i) p`, versionsEach)
+	exec(`INSERT INTO paths (id, key, path) OVERRIDING SYSTEM VALUE VALUES (1, sha256('1'), 'app/package.json')`)
+	exec(`INSERT INTO layers (id, key, layer) OVERRIDING SYSTEM VALUE SELECT id, sha256(convert_to(digest, 'UTF8')), digest FROM images`)
+	exec(`INSERT INTO license_lists (id, key, licenses) OVERRIDING SYSTEM VALUE VALUES (1, sha256('1'), '{MIT}')`)
 	exec(`INSERT INTO image_packages (image, report, position, platform, package, path, layer, licenses)
-		SELECT i.id, r, p.id, 'linux/' || ('{amd64,arm64}'::text[])[r + 1], p.id, 'app/package.json', i.digest, '{MIT}'
+		SELECT i.id, r, p.id, 'linux/' || ('{amd64,arm64}'::text[])[r + 1], p.id, 1, i.id, 1
 		FROM images i, packages p, generate_series(0, 1) r WHERE p.id <= $1 AND (r = 0 OR i.id % 7 = 0) OR p.id > $1 AND i.id <= $2 AND r = 0`, versionsEach, fewItems/versionsEach)
 	exec(`INSERT INTO package_firsts (package, project, run) SELECT id, 'app', 'run_' || lpad('1', 20, '0') FROM packages`)
 	exec(`INSERT INTO promotions (id, project, image, repository, environment, requested_by, placed)

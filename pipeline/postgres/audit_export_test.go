@@ -1,11 +1,37 @@
 package postgres
 
-import "github.com/dray-project/dray/pipeline"
+import (
+	"context"
+	"errors"
 
-// PackagesFirstSQL finds a page of these packages after image, of everything in scope.
-func PackagesFirstSQL(s pipeline.AuditScope, ids []int64, image, pkg int64) (string, []any) {
+	"github.com/jackc/pgx/v5"
+
+	"github.com/dray-project/dray/pipeline"
+)
+
+// PackagesFirstSQL finds a page of these packages after image, of everything in scope:
+// as pairs, and as the lines that are made of them.
+func PackagesFirstSQL(s pipeline.AuditScope, ids []int64, image, pkg int64) (pairs, lines string, args []any) {
 	w := where{}
 	inScope(&w, s)
-	sql := packagesFirst(&w, s.Page.Limit, ids, pair{image, pkg})
-	return sql, w.args
+	pairs = packagesFirst(&w, s.Page.Limit, ids, pair{image, pkg})
+	return pairs, linesOf(pairs), w.args
+}
+
+// Snapshot runs a query in a snapshot, and says in what transaction that was. It
+// returns the error before it finishes, if there is one.
+func Snapshot(ctx context.Context, s *Store, sql string, fail error, finish bool) (in []string, err error) {
+	err = s.snapshot(ctx, planOnce, func(t *snapshot) error {
+		if _, err := collect(ctx, t, func(row pgx.CollectableRow) (any, error) { v, err := row.Values(); return v, err }, sql); err != nil {
+			return err
+		}
+		if in, err = collect(ctx, t, pgx.RowTo[string], `SELECT current_setting('transaction_isolation') || ', ' || current_setting('transaction_read_only')`); err != nil || fail != nil {
+			return errors.Join(err, fail)
+		}
+		if !finish {
+			return nil
+		}
+		return t.finish(ctx, &pgx.Batch{})
+	})
+	return in, err
 }

@@ -104,6 +104,13 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 	})
 }
 
+func origin(run, commit, digest *string, at *time.Time) *pipeline.Origin {
+	if run == nil {
+		return nil
+	}
+	return &pipeline.Origin{Run: pipeline.RunID(*run), Commit: *commit, Digest: pipeline.Digest(*digest), At: at.UTC()}
+}
+
 // tellFindings adds where the images were promoted, and what speaks for the finding.
 func tellFindings(ctx context.Context, tx pgx.Tx, found []foundIn) ([]pipeline.FindingAudit, error) {
 	if len(found) == 0 {
@@ -119,9 +126,9 @@ func tellFindings(ctx context.Context, tx pgx.Tx, found []foundIn) ([]pipeline.F
 			images = append(images, f.image)
 		}
 	}
-	var places map[int64][]pipeline.Stay
-	b := planOnce()
-	queueStays(b, images, &places)
+	b := &pgx.Batch{}
+	b.Queue(`SET LOCAL plan_cache_mode = ` + planOnce)
+	places := queueStays(b, images)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, err
 	}
@@ -138,7 +145,7 @@ func tellFindings(ctx context.Context, tx pgx.Tx, found []foundIn) ([]pipeline.F
 	out := make([]pipeline.FindingAudit, len(found))
 	for i, f := range found {
 		a := f.FindingAudit
-		a.Places, a.Suppressed = notNil(places[f.image]), []pipeline.FindingSuppression{}
+		a.Places, a.Suppressed = placesOf(places[f.image], a.Image.Digest, a.Commit), []pipeline.FindingSuppression{}
 		for _, v := range judged[f.image] {
 			if v.ID == a.Finding.ID && v.Package == a.Finding.Package && v.Version == a.Finding.Version {
 				a.Suppressed = append(a.Suppressed, pipeline.FindingSuppression{Suppression: *v.Suppression})

@@ -1,12 +1,12 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -33,41 +33,56 @@ func (s *Store) AuditPackages(ctx context.Context, q pipeline.PackageAuditQuery)
 			return nil, fmt.Errorf("%.80q is not the id of an item: %w", q.Page.After, pipeline.ErrInvalid)
 		}
 	}
-	out = []pipeline.PackageAudit{}
-	err = s.read(ctx, func(tx pgx.Tx) error {
-		var pairs []pair
+	plan := planEachTime
+	if q.License == "" && !inScope(&where{}, q.AuditScope) {
+		plan = planOnce // looked up in one way, whatever is asked for
+	}
+	err = s.snapshot(ctx, plan, func(t *snapshot) error {
+		var page []line
 		var uncomparable map[int64]bool
-		if many, err := licensesMany(ctx, tx, q); err != nil {
+		if many, err := licensesMany(ctx, t, q); err != nil {
 			return err
 		} else if many {
-			if pairs, err = licensedPairs(ctx, tx, q, after); err != nil {
+			if page, err = licensedPage(ctx, t, q, after); err != nil {
 				return err
 			}
 		} else {
 			var ids []int64
-			if ids, uncomparable, err = candidates(ctx, tx, q); err != nil || len(ids) == 0 {
+			if ids, uncomparable, err = candidates(ctx, t, q); err != nil || len(ids) == 0 {
 				return err
 			}
-			if pairs, err = packagePairs(ctx, tx, q.AuditScope, ids, after); err != nil {
+			if page, err = packagePage(ctx, t, q.AuditScope, ids, after); err != nil {
 				return err
 			}
 		}
-		if len(pairs) == 0 {
+		if len(page) == 0 {
 			return nil
 		}
-		out, err = packageAudits(ctx, tx, pairs, uncomparable)
+		out, err = packageAudits(ctx, t, page, uncomparable)
 		return err
 	})
-	return out, err
+	return notNil(out), err
 }
 
 // pair is a package in an image.
 type pair struct{ image, pkg int64 }
 
+// line is a pair with what the image is, the platforms that it is on, and where the
+// package is in the first of them.
+type line struct {
+	pair
+	project     string
+	digest      pipeline.Digest
+	newest      string
+	platforms   []pipeline.Platform
+	path, layer int64
+	licenses    *int64
+}
+
 // candidates finds the package versions that are asked about, whatever image has
 // them. Those that cannot be compared with the range are among them: an answer
 // that leaves them out would say that nobody has them.
-func candidates(ctx context.Context, q querier, query pipeline.PackageAuditQuery) (ids []int64, uncomparable map[int64]bool, err error) {
+func candidates(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery) (ids []int64, uncomparable map[int64]bool, err error) {
 	if query.Name == "" && query.PURL == "" && query.License == "" {
 		return nil, nil, fmt.Errorf("a name, a purl or a licence is required: %w", pipeline.ErrInvalid)
 	}
@@ -94,28 +109,29 @@ func candidates(ctx context.Context, q querier, query pipeline.PackageAuditQuery
 			return nil, nil, fmt.Errorf("%w: %w", err, pipeline.ErrInvalid)
 		}
 	}
-	rows, err := q.Query(ctx, `SELECT p.id, p.type, p.version, p.purl FROM packages p`+w.sql(), append([]any{fresh}, w.args...)...)
-	if err != nil {
-		return nil, nil, err
-	}
 	uncomparable = map[int64]bool{}
-	var id int64
-	var typ, version, purl string
-	_, err = pgx.ForEachRow(rows, []any{&id, &typ, &version, &purl}, func() error {
-		if query.PURL != "" && !wanted.covers(purl) {
-			return nil
-		}
-		if query.Range != "" {
-			holds, err := among.Holds(versions.Of(purl, typ), version)
-			if err != nil {
-				uncomparable[id] = true
-			} else if !holds {
+	b := &pgx.Batch{}
+	b.Queue(`SELECT p.id, p.type, p.version, p.purl FROM packages p`+w.sql(), w.args...).Query(func(rows pgx.Rows) error {
+		var id int64
+		var typ, version, purl string
+		_, err := pgx.ForEachRow(rows, []any{&id, &typ, &version, &purl}, func() error {
+			if query.PURL != "" && !wanted.covers(purl) {
 				return nil
 			}
-		}
-		ids = append(ids, id)
-		return nil
+			if query.Range != "" {
+				holds, err := among.Holds(versions.Of(purl, typ), version)
+				if err != nil {
+					uncomparable[id] = true
+				} else if !holds {
+					return nil
+				}
+			}
+			ids = append(ids, id)
+			return nil
+		})
+		return err
 	})
+	err = t.send(ctx, b)
 	slices.Sort(ids)
 	return ids, uncomparable, err
 }
@@ -170,56 +186,83 @@ func licenseOf(q pipeline.PackageAuditQuery) string { return strings.TrimSpace(c
 
 // licensesMany reports whether the query asks for a licence that more packages are
 // under than should be asked for one by one, and for nothing else about packages.
-func licensesMany(ctx context.Context, q querier, query pipeline.PackageAuditQuery) (bool, error) {
+func licensesMany(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery) (bool, error) {
 	if query.License == "" || query.Name != "" || query.PURL != "" || query.Version != "" || query.Range != "" {
 		return false, nil
 	}
-	var n int
-	err := q.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM package_licenses WHERE license = left(lower($1), 100) LIMIT $2) few`,
-		licenseOf(query), fewPackages+1).Scan(&n)
-	return n > fewPackages, err
+	n, err := collect(ctx, t, pgx.RowTo[int], `SELECT count(*) FROM (SELECT FROM package_licenses WHERE license = left(lower($1), 100) LIMIT $2) few`,
+		licenseOf(query), fewPackages+1)
+	return err == nil && n[0] > fewPackages, err
 }
 
-// licensedPairs finds the page of packages under a licence, image by image: where
+// licensedPage finds the page of packages under a licence, image by image: where
 // so many packages are, each image has some.
-func licensedPairs(ctx context.Context, q querier, query pipeline.PackageAuditQuery, after pair) ([]pair, error) {
+func licensedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery, after pair) ([]line, error) {
 	w := where{}
 	inScope(&w, query.AuditScope)
 	cond := `EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(` + w.arg(licenseOf(query)) + `), 100) AND l.package = x.package)`
-	return imageByImage(ctx, q, w, cond, query.Page.Limit, after)
+	sql := imageByImage(&w, cond, query.Page.Limit, after)
+	return pageOf(ctx, t, sql, w.args)
+}
+
+// pageOf runs a query for pairs, and adds what and where they are.
+func pageOf(ctx context.Context, t *snapshot, pairs string, args []any) (page []line, err error) {
+	b := &pgx.Batch{}
+	b.Queue(linesOf(pairs), args...).Query(func(rows pgx.Rows) error {
+		var l line
+		var platform string
+		_, err := pgx.ForEachRow(rows, []any{&l.image, &l.pkg, &l.project, (*string)(&l.digest), &l.newest, &platform, &l.path, &l.layer, &l.licenses}, func() error {
+			if n := len(page); n == 0 || page[n-1].pair != l.pair {
+				page = append(page, l)
+			}
+			last := &page[len(page)-1]
+			last.platforms = append(last.platforms, pipeline.Platform(platform))
+			l.licenses = nil
+			return nil
+		})
+		return err
+	})
+	err = t.send(ctx, b)
+	return page, err
+}
+
+func linesOf(pairs string) string {
+	return `
+		WITH page (image, package) AS MATERIALIZED (` + pairs + `)
+		SELECT p.image, p.package, i.project, i.digest, i.newest, x.platform, x.path, x.layer, x.licenses
+		FROM page p JOIN images i ON i.id = p.image, LATERAL (
+			SELECT DISTINCT ON (x.report) x.report, x.platform, x.path, x.layer, x.licenses
+			FROM image_packages x WHERE x.package = p.package AND x.image = p.image ORDER BY x.report, x.position) x
+		ORDER BY p.image DESC, p.package DESC, x.report`
 }
 
 // imageByImage looks through the images that w selects, newest first, until there
 // is a page of their packages that meet the condition.
-func imageByImage(ctx context.Context, q querier, w where, cond string, limit int, after pair) ([]pair, error) {
+func imageByImage(w *where, cond string, limit int, after pair) string {
 	if after.image != 0 {
 		image, pkg := w.arg(after.image), w.arg(after.pkg)
 		w.conds = append(w.conds, "i.id <= "+image)
 		cond += " AND (i.id < " + image + " OR x.package < " + pkg + ")"
 	}
-	rows, err := q.Query(ctx, `
-		SELECT i.id, x.package FROM images i, LATERAL (SELECT DISTINCT x.package FROM image_packages x WHERE x.image = i.id AND `+cond+`) x`+w.sql()+`
-		ORDER BY i.id DESC, x.package DESC LIMIT `+w.arg(limit), append([]any{fresh}, w.args...)...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, scanPair)
+	return `
+		SELECT i.id, x.package FROM images i, LATERAL (SELECT DISTINCT x.package FROM image_packages x WHERE x.image = i.id AND ` + cond + `) x` + w.sql() + `
+		ORDER BY i.id DESC, x.package DESC LIMIT ` + w.arg(limit)
 }
 
-func scanPair(row pgx.CollectableRow) (p pair, err error) { return p, row.Scan(&p.image, &p.pkg) }
-
-// packagePairs finds the page: at most Limit pairs of the packages with images in
-// scope, the highest first.
-func packagePairs(ctx context.Context, tx pgx.Tx, s pipeline.AuditScope, ids []int64, after pair) ([]pair, error) {
+// packagePage finds the page: at most Limit of the packages with images in scope, the
+// highest first.
+func packagePage(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []int64, after pair) ([]line, error) {
 	w := where{}
 	scoped := inScope(&w, s)
 	if len(ids) > fewPackages {
+		t.plan(planEachTime)
 		cond := "x.package = ANY(" + w.arg(ids) + ")"
-		return imageByImage(ctx, tx, w, cond, s.Page.Limit, after)
+		sql := imageByImage(&w, cond, s.Page.Limit, after)
+		return pageOf(ctx, t, sql, w.args)
 	}
 	sql := ""
 	if scoped {
-		images, err := imagesIn(ctx, tx, w, after)
+		images, err := imagesIn(ctx, t, w, after)
 		switch {
 		case err != nil || len(images) == 0:
 			return nil, err
@@ -237,24 +280,16 @@ func packagePairs(ctx context.Context, tx pgx.Tx, s pipeline.AuditScope, ids []i
 	if sql == "" {
 		sql = packagesFirst(&w, s.Page.Limit, ids, after)
 	}
-	rows, err := tx.Query(ctx, sql, append([]any{fresh}, w.args...)...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, scanPair)
+	return pageOf(ctx, t, sql, w.args)
 }
 
 // imagesIn lists the images that w selects and that can be after the pair, or one
 // more than are few. Where they are few, they are looked up once and not for every
 // entry of an index.
-func imagesIn(ctx context.Context, tx pgx.Tx, w where, after pair) ([]int64, error) {
+func imagesIn(ctx context.Context, t *snapshot, w where, after pair) ([]int64, error) {
 	w = where{conds: slices.Clone(w.conds), args: slices.Clone(w.args)}
 	w.addIf(after.image != 0, "i.id <= %s", after.image)
-	rows, err := tx.Query(ctx, `SELECT i.id FROM images i`+w.sql()+` LIMIT `+w.arg(fewImages+1), append([]any{fresh}, w.args...)...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
+	return collect(ctx, t, pgx.RowTo[int64], `SELECT i.id FROM images i`+w.sql()+` LIMIT `+w.arg(fewImages+1), w.args...)
 }
 
 // packagesFirst asks each package for its newest images, so that no more than a
@@ -292,78 +327,125 @@ func imagesFirst(w *where, limit int, images, ids []int64, after pair) string {
 	return `SELECT DISTINCT x.image, x.package FROM image_packages x` + w.sql() + ` ORDER BY x.image DESC, x.package DESC LIMIT ` + w.arg(limit)
 }
 
-// packageAudits joins a page with all that is told of it.
-func packageAudits(ctx context.Context, tx pgx.Tx, pairs []pair, uncomparable map[int64]bool) ([]pipeline.PackageAudit, error) {
-	images, packages := make([]int64, len(pairs)), make([]int64, len(pairs))
-	for i, p := range pairs {
-		images[i], packages[i] = p.image, p.pkg
+// packageAudits adds to a page all that is told of it. It asks for each thing once,
+// however many lines are about it, by lists of numbers: that takes PostgreSQL half
+// the time that joining line by line does.
+func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable map[int64]bool) ([]pipeline.PackageAudit, error) {
+	var images, packages, paths, layers, licenses []int64
+	var projects, runs []string
+	for _, l := range page {
+		images, packages, paths, layers = append(images, l.image), append(packages, l.pkg), append(paths, l.path), append(layers, l.layer)
+		projects, runs = append(projects, l.project), append(runs, l.newest)
+		if l.licenses != nil {
+			licenses = append(licenses, *l.licenses)
+		}
 	}
-	out := make([]pipeline.PackageAudit, 0, len(pairs))
-	var places map[int64][]pipeline.Stay
-	var covering map[int][]pipeline.Exception
-	// One way to the database and back.
-	b := planOnce()
-	b.Queue(`
-		SELECT i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, p.type, p.name, p.version, p.purl,
-		       x.platforms, x.path, x.layer, x.licenses, o.run, o.commit_sha, fi.digest, o.recorded_at
-		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS u (image, package, n)
-		JOIN images i ON i.id = u.image
-		JOIN image_records r ON r.run = i.newest
-		JOIN packages p ON p.id = u.package
-		LEFT JOIN package_firsts f ON f.package = u.package AND f.project = i.project
-		LEFT JOIN image_records o ON o.run = f.run
-		LEFT JOIN images fi ON fi.id = o.image
-		CROSS JOIN LATERAL (
-			SELECT array_agg(DISTINCT x.platform ORDER BY x.platform) AS platforms,
-			       (array_agg(x.path ORDER BY x.report, x.position))[1] AS path, (array_agg(x.layer ORDER BY x.report, x.position))[1] AS layer,
-			       (array_agg(x.licenses::text ORDER BY x.report, x.position))[1]::text[] AS licenses
-			FROM image_packages x WHERE x.package = u.package AND x.image = u.image) x
-		ORDER BY u.n`, images, packages).Query(func(rows pgx.Rows) error {
-		var err error
-		out, err = pgx.AppendRows(out, rows, func(row pgx.CollectableRow) (a pipeline.PackageAudit, err error) {
-			var platforms []string
-			var run, commit, digest *string
-			var at *time.Time
-			err = row.Scan(&a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt,
-				&a.Package.Type, &a.Package.Name, &a.Package.Version, &a.Package.PURL, &platforms, &a.Package.Path, &a.Package.Layer, &a.Package.Licenses,
-				&run, &commit, &digest, &at)
-			for _, p := range platforms {
-				a.Platforms = append(a.Platforms, pipeline.Platform(p))
-			}
-			a.RecordedAt, a.First = a.RecordedAt.UTC(), origin(run, commit, digest, at)
+	t.plan(planOnce)
+	b := &pgx.Batch{}
+	record := queueBy(b, `SELECT run, repository, commit_sha, recorded_at FROM image_records WHERE run = ANY($1)`, runs,
+		func(rows pgx.Rows, run *string) (a pipeline.PackageAudit, err error) {
+			err = rows.Scan(run, &a.Image.Repository, &a.Commit, &a.RecordedAt)
+			a.RecordedAt = a.RecordedAt.UTC()
 			return a, err
 		})
-		return wrap(err, "images")
+	pkg := queueBy(b, `SELECT id, type, name, version, purl FROM packages WHERE id = ANY($1)`, packages, func(rows pgx.Rows, id *int64) (p pipeline.Package, err error) {
+		return p, rows.Scan(id, &p.Type, &p.Name, &p.Version, &p.PURL)
 	})
-	queueStays(b, slices.Compact(slices.Clone(images)), &places)
-	queueExceptions(b, pairs, &covering)
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+	text := func(rows pgx.Rows, id *int64) (s string, err error) { return s, rows.Scan(id, &s) }
+	path := queueBy(b, `SELECT id, path FROM paths WHERE id = ANY($1)`, paths, text)
+	layer := queueBy(b, `SELECT id, layer FROM layers WHERE id = ANY($1)`, layers, text)
+	list := queueBy(b, `SELECT id, licenses FROM license_lists WHERE id = ANY($1)`, licenses, func(rows pgx.Rows, id *int64) (s []string, err error) {
+		return s, rows.Scan(id, &s)
+	})
+	first := queueFirsts(b, packages, projects)
+	places := queueStays(b, slices.Compact(slices.Clone(images)))
+	covering := queueExceptions(b, images, packages, projects)
+	if err := t.finish(ctx, b); err != nil {
 		return nil, err
 	}
-	if len(out) != len(pairs) {
-		return nil, fmt.Errorf("%d of %d images have no record", len(pairs)-len(out), len(pairs))
-	}
-	for i, p := range pairs {
-		out[i].ID, out[i].Uncomparable = fmt.Sprintf("%d-%d", p.image, p.pkg), uncomparable[p.pkg]
-		out[i].Places, out[i].Exceptions = notNil(places[p.image]), notNil(covering[i])
+	out := make([]pipeline.PackageAudit, len(page))
+	for i, l := range page {
+		a, recorded := record[l.newest]
+		p, known := pkg[l.pkg]
+		at, hasPath := path[l.path]
+		in, hasLayer := layer[l.layer]
+		if !recorded || !known || !hasPath || !hasLayer {
+			return nil, fmt.Errorf("the record of image %d or of its package %d is not complete", l.image, l.pkg)
+		}
+		p.Path, p.Layer = at, in
+		if l.licenses != nil {
+			p.Licenses = list[*l.licenses]
+		}
+		a.Project, a.Image.Digest, a.Run = l.project, l.digest, pipeline.RunID(l.newest)
+		a.ID, a.Uncomparable, a.Package = fmt.Sprintf("%d-%d", l.image, l.pkg), uncomparable[l.pkg], p
+		slices.Sort(l.platforms)
+		a.Platforms = slices.Compact(l.platforms)
+		a.First = first[inProject{l.pkg, a.Project}]
+		a.Places, a.Exceptions = placesOf(places[l.image], a.Image.Digest, a.Commit), notNil(covering[i])
+		out[i] = a
 	}
 	return out, nil
 }
 
-func origin(run, commit, digest *string, at *time.Time) *pipeline.Origin {
-	if run == nil {
-		return nil
+// queueBy asks for what has these keys. It can be looked up in the map when the
+// batch was sent.
+func queueBy[K cmp.Ordered, V any](b *pgx.Batch, sql string, keys []K, scan func(rows pgx.Rows, key *K) (V, error)) map[K]V {
+	keys = slices.Compact(slices.Sorted(slices.Values(keys)))
+	out := make(map[K]V, len(keys))
+	b.Queue(sql, keys).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var key K
+			v, err := scan(rows, &key)
+			if err != nil {
+				return err
+			}
+			out[key] = v
+		}
+		return rows.Err()
+	})
+	return out
+}
+
+// inProject is a package in a project.
+type inProject struct {
+	pkg     int64
+	project string
+}
+
+// queueFirsts asks which run brought each package into the project beside it.
+func queueFirsts(b *pgx.Batch, packages []int64, projects []string) map[inProject]*pipeline.Origin {
+	out := map[inProject]*pipeline.Origin{}
+	for i, p := range packages {
+		out[inProject{p, projects[i]}] = nil
 	}
-	return &pipeline.Origin{Run: pipeline.RunID(*run), Commit: *commit, Digest: pipeline.Digest(*digest), At: at.UTC()}
+	packages, projects = nil, nil // each pair once
+	for at := range out {
+		packages, projects = append(packages, at.pkg), append(projects, at.project)
+	}
+	b.Queue(`
+		SELECT u.package, u.project, r.run, r.commit_sha, i.digest, r.recorded_at
+		FROM unnest($1::bigint[], $2::text[]) AS u (package, project)
+		JOIN package_firsts f ON f.package = u.package AND f.project = u.project
+		JOIN image_records r ON r.run = f.run
+		JOIN images i ON i.id = r.image`, packages, projects).Query(func(rows pgx.Rows) error {
+		var at inProject
+		var o pipeline.Origin
+		_, err := pgx.ForEachRow(rows, []any{&at.pkg, &at.project, (*string)(&o.Run), &o.Commit, (*string)(&o.Digest), &o.At}, func() error {
+			first := o
+			first.At = o.At.UTC()
+			out[at] = &first
+			return nil
+		})
+		return wrap(err, "where packages come from")
+	})
+	return out
 }
 
 // queueExceptions asks for the exceptions in force that cover a finding in each of
-// the packages, by the place of the pair in the list.
-func queueExceptions(b *pgx.Batch, pairs []pair, out *map[int][]pipeline.Exception) {
-	images, packages := make([]int64, len(pairs)), make([]int64, len(pairs))
-	for i, p := range pairs {
-		images[i], packages[i] = p.image, p.pkg
-	}
+// these images' packages, by their place in the lists. Where the projects have none,
+// it looks no further.
+func queueExceptions(b *pgx.Batch, images, packages []int64, projects []string) map[int][]pipeline.Exception {
+	out := map[int][]pipeline.Exception{}
 	b.Queue(`
 		SELECT u.n, `+exceptionColumnsOf("e")+`
 		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS u (image, package, n)
@@ -372,18 +454,19 @@ func queueExceptions(b *pgx.Batch, pairs []pair, out *map[int][]pipeline.Excepti
 		JOIN exceptions e ON e.project = i.project AND e.revoked_at IS NULL AND e.expires_at > clock_timestamp()
 			AND e.package IN ('', p.name) AND e.image IN ('', i.digest)
 		WHERE EXISTS (SELECT FROM findings f WHERE f.run = i.newest AND f.package = p.name AND lower(f.id) = lower(e.finding) AND f.gone_at IS NULL)
-		ORDER BY u.n, e.id`, images, packages).Query(func(rows pgx.Rows) error {
-		*out = map[int][]pipeline.Exception{}
+			AND EXISTS (SELECT FROM exceptions x WHERE x.project = ANY($3) AND x.revoked_at IS NULL AND x.expires_at > clock_timestamp())
+		ORDER BY u.n, e.id`, images, packages, slices.Compact(slices.Sorted(slices.Values(projects)))).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var n int
 			e, err := scanExceptionAfter(rows, &n)
 			if err != nil {
 				return wrap(err, "exceptions")
 			}
-			(*out)[n-1] = append((*out)[n-1], e)
+			out[n-1] = append(out[n-1], e)
 		}
 		return wrap(rows.Err(), "exceptions")
 	})
+	return out
 }
 
 // exceptionColumnsOf are exceptionColumns of a table that goes by another name.

@@ -81,26 +81,26 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 	return len(w.conds) > before
 }
 
-// planOnce begins a batch of joins from a page of ids to what is told of them, by
-// keys and never more than a page, so that one plan is as good as another. On a
-// new connection PostgreSQL would try five of them, each of which takes longer than
-// the answer. It holds for the rest of the transaction.
-func planOnce() *pgx.Batch {
-	b := &pgx.Batch{}
-	b.Queue(`SET LOCAL plan_cache_mode = force_generic_plan`)
-	return b
-}
-
-// queueStays asks where images were, in order, by the image's number.
-func queueStays(b *pgx.Batch, images []int64, out *map[int64][]pipeline.Stay) {
-	b.Queue(selectStays+` WHERE s.image = ANY($1) ORDER BY s.since, s.promotion`, images).Query(func(rows pgx.Rows) error {
+// queueStays asks where images were, in order, by the image's number; placesOf
+// completes what it finds.
+func queueStays(b *pgx.Batch, images []int64) map[int64][]pipeline.Stay {
+	out := map[int64][]pipeline.Stay{}
+	b.Queue(`SELECT `+stayColumns+`, '', '' FROM stays s WHERE s.image = ANY($1) ORDER BY s.since, s.promotion`, images).Query(func(rows pgx.Rows) error {
 		found, err := pgx.CollectRows(rows, scanStay)
-		*out = map[int64][]pipeline.Stay{}
 		for _, s := range found {
-			(*out)[s.image] = append((*out)[s.image], s.Stay)
+			out[s.image] = append(out[s.image], s.Stay)
 		}
 		return wrap(err, "where they were promoted")
 	})
+	return out
+}
+
+// placesOf adds to an image's stays what is known of the image.
+func placesOf(stays []pipeline.Stay, digest pipeline.Digest, commit string) []pipeline.Stay {
+	for i := range stays {
+		stays[i].Image.Digest, stays[i].Commit = digest, commit
+	}
+	return notNil(stays)
 }
 
 // stayRow is a stay with the numbers that Stay has not.
@@ -109,22 +109,21 @@ type stayRow struct {
 	image, placed int64
 }
 
-const selectStays = `
-	SELECT s.image, s.placed, s.project, s.environment, s.repository, i.digest, s.promotion, s.action, s.requested_by, s.break_glass,
-	       s.since, s.until, r.commit_sha,
+const stayColumns = `s.image, s.placed, s.project, s.environment, s.repository, s.promotion, s.action, s.requested_by, s.break_glass,
+	       s.since, s.until,
 	       coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = s.promotion AND NOT a.rejected
-	                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = s.promotion), a.plan)), '{}')
-	FROM stays s JOIN images i ON i.id = s.image JOIN image_records r ON r.run = i.newest`
+	                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = s.promotion), a.plan)), '{}')`
 
 func scanStay(row pgx.CollectableRow) (s stayRow, err error) {
-	err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Image.Digest), (*string)(&s.Promotion),
-		&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.Commit, &s.ApprovedBy)
+	err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Promotion),
+		&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.ApprovedBy, (*string)(&s.Image.Digest), &s.Commit)
 	s.Since, s.Until = s.Since.UTC(), utc(s.Until)
 	return s, err
 }
 
 func listStays(ctx context.Context, q querier, w where, order string) ([]stayRow, error) {
-	rows, err := q.Query(ctx, selectStays+w.sql()+order, w.args...)
+	rows, err := q.Query(ctx, `SELECT `+stayColumns+`, i.digest, r.commit_sha
+		FROM stays s JOIN images i ON i.id = s.image JOIN image_records r ON r.run = i.newest`+w.sql()+order, w.args...)
 	if err != nil {
 		return nil, err
 	}

@@ -111,19 +111,20 @@ type column struct{ Table, Name, Type string }
 var children = map[string]string{
 	"reports": "image_records", "sboms": "image_records", "findings": "image_records",
 	"verdicts": "image_matches", "image_platforms": "images", "image_packages": "images", "packages": "images",
+	"paths": "images", "layers": "images", "license_lists": "images",
 }
 
 // unwatched are the columns of protected tables that are no evidence: they
 // change with the work on a job, or they are keys that lead from one table to
 // another and are there once more as what they stand for.
 var unwatched = []string{"jobs.last_seq", "jobs.queue_job", "jobs.wake_at", "promotions.kind", "promotions.behind", "promotions.nudged", "runs.kind",
-	"lanes.inside", "packages.id", "packages.key", "stages.reason",
+	"lanes.inside", "packages.id", "packages.key", "paths.key", "layers.key", "license_lists.key", "stages.reason",
 	"image_matches.rematch", "image_matches.matched", "image_matches.matched_at", "image_matches.failed"}
 
 // columns lists what is watched of the tables, but for their keys.
 func columns(t testing.TB, pool *pgxpool.Pool) (out []column, keys map[string][]string) {
 	t.Helper()
-	tables := append(postgres.ProtectedTables(), "reports", "sboms", "findings", "verdicts", "image_platforms", "image_packages", "packages", "verifications", "signatures", "attestations")
+	tables := append(postgres.ProtectedTables(), "reports", "sboms", "findings", "verdicts", "image_platforms", "image_packages", "packages", "paths", "layers", "license_lists", "verifications", "signatures", "attestations")
 	rows, err := pool.Query(t.Context(), `
 		SELECT c.table_name, c.column_name, c.udt_name, EXISTS (
 			SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)

@@ -28,9 +28,10 @@ func row(table string, key ...any) rowRef {
 // rendition says how a row of a protected table becomes the text of which the
 // log keeps the digest: the text of a jsonb object of named columns, as
 // PostgreSQL writes it. Members are named one by one, so that a column which is
-// added later does not change what was written before. A form is never changed
-// once released: columns that are to count from now on make another form, and
-// the old one stays, because old entries name it.
+// added later does not change what was written before. A form's text is never
+// changed once released: columns that are to count from now on make another form,
+// and the old one stays, because old entries name it. Where values are kept may
+// change, as long as they make the same text.
 //
 // It uses nothing but what PostgreSQL brings along, and does not depend on the
 // session's settings: times are in UTC, and what is long stands as its sha256.

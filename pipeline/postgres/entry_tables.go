@@ -61,8 +61,10 @@ func protected() []rendition {
 		{table: "images", form: 1, key: []string{"id:bigint"}, members: []string{
 			"id", "project", "digest", "newest", "pruned_at:at",
 			"platforms=" + fold("image_platforms c", "c.image = t.id", "c.position", "position", "platform", "digest", "size", "media_type"),
-			"packages=" + fold("image_packages c JOIN packages p ON p.id = c.package", "c.image = t.id", "c.report, c.position",
-				"report", "position", "platform", "type=p.type", "name=p.name", "version=p.version", "purl=p.purl", "path", "layer", "licenses"),
+			"packages=" + fold("image_packages c JOIN packages p ON p.id = c.package JOIN paths a ON a.id = c.path JOIN layers l ON l.id = c.layer"+
+				" LEFT JOIN license_lists s ON s.id = c.licenses", "c.image = t.id", "c.report, c.position",
+				"report", "position", "platform", "type=p.type", "name=p.name", "version=p.version", "purl=p.purl",
+				"path=a.path", "layer=l.layer", "licenses=s.licenses"),
 		}},
 
 		// While a job is open its state changes with every attempt; that it is open

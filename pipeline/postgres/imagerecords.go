@@ -81,8 +81,8 @@ func reports(ctx context.Context, q querier, h head) ([]pipeline.PlatformReport,
 		return nil, err
 	}
 	rows, err = q.Query(ctx, `
-		SELECT x.report, p.name, p.version, p.type, p.purl, x.path, x.layer, x.licenses
-		FROM image_packages x JOIN packages p ON p.id = x.package
+		SELECT x.report, p.name, p.version, p.type, p.purl, a.path, l.layer, s.licenses
+		FROM image_packages x JOIN packages p ON p.id = x.package`+joinPlaces+`
 		WHERE x.image = $1 ORDER BY x.report, x.position`, h.image)
 	if err != nil {
 		return nil, err

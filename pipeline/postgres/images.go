@@ -2,10 +2,7 @@ package postgres
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -89,11 +86,11 @@ func insertRecord(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Imag
 }
 
 func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.ImageRecord) error {
-	ids, err := insertPackages(ctx, tx, rec.Report)
+	known, err := insertWords(ctx, tx, rec.Report)
 	if err != nil {
-		return wrap(err, "packages")
+		return err
 	}
-	if err := insertOrigins(ctx, tx, rec, ids); err != nil {
+	if err := insertOrigins(ctx, tx, rec, known.packages); err != nil {
 		return err
 	}
 	if _, err := tx.Exec(ctx, `DELETE FROM image_packages WHERE image = $1`, image); err != nil {
@@ -123,14 +120,11 @@ func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Ima
 			}
 		}
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{"image_packages"},
-			[]string{"image", "report", "position", "platform", "package", "path", "layer", "licenses"},
+			[]string{"image", "package", "path", "layer", "licenses", "report", "position", "platform"},
 			pgx.CopyFromSlice(len(r.Packages), func(i int) ([]any, error) {
 				p := r.Packages[i]
-				licenses := make([]string, len(p.Licenses))
-				for k, l := range p.Licenses {
-					licenses[k] = clean(l)
-				}
-				return []any{image, int32(n), int32(i), string(r.Platform), ids[packageKey(p)], clean(p.Path), clean(p.Layer), licenses}, nil
+				return []any{image, known.packages[packageKey(p)], known.paths[textKey(p.Path)], known.layers[textKey(p.Layer)],
+					known.licenses[licensesKey(p.Licenses)], int32(n), int32(i), string(r.Platform)}, nil
 			}))
 		if err != nil {
 			return wrap(err, "packages of %s", r.Platform)
@@ -147,63 +141,6 @@ func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Ima
 		}
 	}
 	return nil
-}
-
-func packageKey(p pipeline.Package) [32]byte {
-	return sha256.Sum256([]byte(strings.Join([]string{clean(p.Type), clean(p.Name), clean(p.Version), clean(p.PURL)}, "\x00")))
-}
-
-// insertPackages makes sure that there is a row for each package of the report,
-// and returns their ids. The rows are inserted in one order everywhere, so that
-// two records with the same new packages wait for each other but not in a circle.
-func insertPackages(ctx context.Context, tx pgx.Tx, r pipeline.Report) (map[[32]byte]int64, error) {
-	wanted := map[[32]byte]pipeline.Package{}
-	for _, pr := range r.Platforms {
-		for _, p := range pr.Packages {
-			wanted[packageKey(p)] = p
-		}
-	}
-	ids := make(map[[32]byte]int64, len(wanted))
-	collect := func(sql string, args ...any) error {
-		rows, err := tx.Query(ctx, sql, args...)
-		if err != nil {
-			return err
-		}
-		var id int64
-		var key []byte
-		_, err = pgx.ForEachRow(rows, []any{&id, &key}, func() error {
-			ids[[32]byte(key)] = id
-			return nil
-		})
-		return err
-	}
-	keys := make([][]byte, 0, len(wanted))
-	for k := range wanted {
-		keys = append(keys, k[:])
-	}
-	if err := collect(`SELECT id, key FROM packages WHERE key = ANY($1)`, keys); err != nil {
-		return nil, err
-	}
-	// Most packages are known from earlier images and end here.
-	keys = slices.DeleteFunc(keys, func(k []byte) bool { _, ok := ids[[32]byte(k)]; return ok })
-	if len(keys) == 0 {
-		return ids, nil
-	}
-	slices.SortFunc(keys, slices.Compare[[]byte])
-	n := len(keys)
-	types, names, versions, purls := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	for i, k := range keys {
-		p := wanted[[32]byte(k)]
-		types[i], names[i], versions[i], purls[i] = clean(p.Type), clean(p.Name), clean(p.Version), clean(p.PURL)
-	}
-	_, err := tx.Exec(ctx, `
-		INSERT INTO packages (key, type, name, version, purl)
-		SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[]) AS p (key, type, name, version, purl) ORDER BY key
-		ON CONFLICT (key) DO NOTHING`, keys, types, names, versions, purls)
-	if err != nil {
-		return nil, err
-	}
-	return ids, collect(`SELECT id, key FROM packages WHERE key = ANY($1)`, keys)
 }
 
 func insertVerified(ctx context.Context, tx pgx.Tx, id pipeline.JobID, verified []pipeline.Verified) error {

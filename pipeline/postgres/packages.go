@@ -66,7 +66,7 @@ func packagesSQL(query pipeline.PackageQuery) (sql string, args []any, err error
 			LIMIT ` + w.arg(limit) + `
 		)
 		SELECT u.image || '-' || u.package, i.project, r.repository, i.digest, u.platforms,
-		       p.name, p.version, p.type, p.purl, one.path, one.layer, one.licenses, r.commit_sha, r.run,
+		       p.name, p.version, p.type, p.purl, a.path, l.layer, s.licenses, r.commit_sha, r.run,
 		       coalesce((SELECT array_agg(DISTINCT t.tag ORDER BY t.tag) FROM tags t JOIN jobs j ON j.id = t.job
 		                 WHERE t.digest = i.digest AND j.project = i.project), '{}') AS tags,
 		       (SELECT json_agg(json_build_object('promotion', l.promotion, 'environment', l.environment,
@@ -79,7 +79,7 @@ func packagesSQL(query pipeline.PackageQuery) (sql string, args []any, err error
 		JOIN images i ON i.id = u.image
 		JOIN image_records r ON r.run = i.newest
 		JOIN LATERAL (SELECT path, layer, licenses FROM image_packages x
-		              WHERE x.image = u.image AND x.package = u.package ORDER BY x.report, x.position LIMIT 1) one ON true
+		              WHERE x.image = u.image AND x.package = u.package ORDER BY x.report, x.position LIMIT 1) x ON true` + joinPlaces + `
 		ORDER BY u.image DESC, u.package DESC`, w.args, nil
 }
 

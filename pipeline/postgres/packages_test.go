@@ -109,9 +109,9 @@ func TestPackagesUseIndexes(t *testing.T) {
 		INSERT INTO images (project, digest, newest)
 		SELECT 'app', 'sha256:' || encode(sha256(i::text::bytea), 'hex'), (SELECT id FROM runs) FROM generate_series(1, 2000) i;
 		INSERT INTO image_packages (image, report, position, platform, package, path, layer)
-		SELECT i.id, 0, n, 'linux/amd64', (i.id * 31 + n * 17) % 10000 + 1, '', '' FROM images i, generate_series(1, 50) n;
+		SELECT i.id, 0, n, 'linux/amd64', (i.id * 31 + n * 17) % 10000 + 1, 1, 1 FROM images i, generate_series(1, 50) n;
 		INSERT INTO image_packages (image, report, position, platform, package, path, layer)
-		SELECT i.id, 0, 0, 'linux/amd64', (SELECT id FROM packages WHERE name = 'crypto'), '', '' FROM images i WHERE NOT EXISTS (
+		SELECT i.id, 0, 0, 'linux/amd64', (SELECT id FROM packages WHERE name = 'crypto'), 1, 1 FROM images i WHERE NOT EXISTS (
 			SELECT FROM image_packages x WHERE x.image = i.id AND x.position = 0 AND x.report = 0);
 		ANALYZE`)
 	for name, q := range map[string]pipeline.PackageQuery{

@@ -2,8 +2,11 @@ package postgres_test
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
@@ -17,13 +20,7 @@ import (
 // TestUpgradeKeepsPromotions: what was promoted before there were lanes has its
 // place in them, and a promotion that was under way goes on.
 func TestUpgradeKeepsPromotions(t *testing.T) {
-	pool := postgrestest.Pool(t, postgrestest.Empty(t))
-	db := stdlib.OpenDBFromPool(pool)
-	defer func() { check(t, db.Close()) }()
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.Files)
-	check(t, err)
-	_, err = provider.UpTo(t.Context(), 4)
-	check(t, err)
+	pool := migrated(t, 4)
 	settings, err := json.Marshal(pipelinetest.SampleProject("app"))
 	check(t, err)
 	one, two := pipelinetest.DigestOf("one"), pipelinetest.DigestOf("two")
@@ -98,5 +95,108 @@ func TestUpgradeKeepsPromotions(t *testing.T) {
 	check(t, err)
 	if len(tok.Grants) != 1 || tok.Grants[0].Role != pipeline.RoleAdmin {
 		t.Fatalf("the old token grants %v", tok.Grants)
+	}
+}
+
+// migrated is a database as a version of the schema had it.
+func migrated(t *testing.T, version int64) *pgxpool.Pool {
+	t.Helper()
+	pool := postgrestest.Pool(t, postgrestest.Empty(t))
+	db := stdlib.OpenDBFromPool(pool)
+	defer func() { check(t, db.Close()) }()
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.Files)
+	check(t, err)
+	_, err = provider.UpTo(t.Context(), version)
+	check(t, err)
+	return pool
+}
+
+// TestUpgradeKeepsContents: what was in an image before its places had tables of
+// their own is in it afterwards, to the byte: the log's entries about it hold.
+func TestUpgradeKeepsContents(t *testing.T) {
+	pool := migrated(t, 13)
+	settings, err := json.Marshal(pipelinetest.SampleProject("app"))
+	check(t, err)
+	zero := string(pipelinetest.DigestOf("zero"))
+	tx, err := pool.Begin(t.Context())
+	check(t, err)
+	exec := func(sql string, args ...any) {
+		t.Helper()
+		_, err := tx.Exec(t.Context(), sql, args...)
+		check(t, err)
+	}
+	exec(`INSERT INTO projects (name, version) VALUES ('app', 1)`)
+	exec(`INSERT INTO project_versions (project, version, digest, settings) VALUES ('app', 1, $1, $2)`, zero, settings)
+	exec(`INSERT INTO jobs (id, kind, project, state, started_at, finished_at) VALUES ('run_1', 'run', 'app', 'succeeded', now(), now())`)
+	exec(`INSERT INTO runs (id, event_key, ref, event) VALUES ('run_1', sha256('1'), 'refs/heads/main', '{}')`)
+	exec(`INSERT INTO images (project, digest, newest) VALUES ('app', $1, 'run_1')`, zero)
+	exec(`INSERT INTO image_records (run, image, project, repository, commit_sha, plan_digest, built, scanned_at, scanner, db_reference, db_digest, db_updated_at)
+		VALUES ('run_1', 1, 'app', 'dev.example/acme/app', 'c', 'p', '{}', now(), 's', 'r', 'd', now())`)
+	exec(`INSERT INTO packages (key, type, name, version, purl) VALUES (sha256('1'), 'deb', 'openssl', '1', ''), (sha256('2'), 'npm', 'left-pad', '2', 'pkg:npm/left-pad@2')`)
+	long := "opt/" + strings.Repeat("long/", 2000)
+	for i, p := range []struct {
+		path, layer string
+		licenses    []string
+	}{
+		{"", "sha256:base", nil},
+		{"", "sha256:base", []string{}},
+		{"app/package.json", "sha256:app", []string{"MIT"}},
+		{"app/package.json", "sha256:app", []string{"MIT", "ISC"}},
+		{"app/package.json", "", []string{"ISC", "MIT"}},
+		{long, "sha256:app", []string{""}},
+		{"naïve \\ path\n", "sha256:app", []string{"", ""}},
+	} {
+		exec(`INSERT INTO image_packages (image, report, position, platform, package, path, layer, licenses) VALUES (1, $1, $2, $3, $4, $5, $6, $7)`,
+			i%2, i, []string{"linux/amd64", "linux/arm64"}[i%2], i%2+1, p.path, p.layer, p.licenses)
+	}
+	check(t, tx.Commit(t.Context()))
+
+	digest := func(sql string) (d string) {
+		t.Helper()
+		check(t, pool.QueryRow(t.Context(), `SELECT `+sql+` FROM images t WHERE id = 1`).Scan(&d))
+		return d
+	}
+	// As the version before had it.
+	before := digest(`'sha256:' || encode(sha256(convert_to((jsonb_build_object('id', t.id, 'project', t.project, 'digest', t.digest, 'newest', t.newest,
+		'pruned_at', t.pruned_at AT TIME ZONE 'UTC',
+		'platforms', (SELECT encode(sha256(convert_to((coalesce(string_agg(jsonb_build_array(c.position, c.platform, c.digest, c.size, c.media_type)::text, E'\n'
+			ORDER BY c.position), ''))::text, 'UTF8')), 'hex') FROM image_platforms c WHERE c.image = t.id),
+		'packages', (SELECT encode(sha256(convert_to((coalesce(string_agg(jsonb_build_array(c.report, c.position, c.platform, p.type, p.name, p.version, p.purl,
+			c.path, c.layer, c.licenses)::text, E'\n' ORDER BY c.report, c.position), ''))::text, 'UTF8')), 'hex')
+			FROM image_packages c JOIN packages p ON p.id = c.package WHERE c.image = t.id)))::text, 'UTF8')), 'hex')`)
+	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal()))
+	sql, form := postgres.DigestOf("images")
+	if after := digest(sql); form != 1 || after != before {
+		t.Errorf("the log called the image %s, and calls it %s in form %d", before, after, form)
+	}
+
+	// What is known already is not kept once more.
+	counts := func() (n [3]int) {
+		t.Helper()
+		check(t, pool.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM paths), (SELECT count(*) FROM layers), (SELECT count(*) FROM license_lists)`).Scan(&n[0], &n[1], &n[2]))
+		return n
+	}
+	if n := counts(); n != [3]int{4, 3, 6} {
+		t.Errorf("%v paths, layers and lists of licences", n)
+	}
+	s := newStore(t, pool)
+	old := []pipeline.Package{
+		{Type: "deb", Name: "a", Version: "1", Layer: "sha256:base"},
+		{Type: "deb", Name: "b", Version: "1", Path: long, Layer: "sha256:app", Licenses: []string{""}},
+		{Type: "deb", Name: "c", Version: "1", Path: "app/package.json", Licenses: []string{"MIT", "ISC"}},
+		{Type: "deb", Name: "d", Version: "1", Path: "naïve \\ path\n", Licenses: []string{"", ""}},
+	}
+	release(t, s, "app", "next", old, nil)
+	if n := counts(); n != [3]int{4, 3, 6} {
+		t.Errorf("then %v paths, layers and lists of licences", n)
+	}
+	uses, err := s.AuditPackages(t.Context(), pipeline.PackageAuditQuery{Name: "b", AuditScope: pipeline.AuditScope{Reach: pipeline.Reach{All: true}, Page: pipeline.Page{Limit: 10}}})
+	check(t, err)
+	if len(uses) != 1 || uses[0].Package.Path != long || uses[0].Package.Layer != "sha256:app" || !slices.Equal(uses[0].Package.Licenses, []string{""}) {
+		t.Errorf("found %+v", uses)
+	}
+	release(t, s, "app", "last", append(old, pipeline.Package{Type: "deb", Name: "e", Version: "1", Path: "new", Layer: "new", Licenses: []string{"new"}}), nil)
+	if n := counts(); n != [3]int{5, 4, 7} {
+		t.Errorf("in the end %v paths, layers and lists of licences", n)
 	}
 }

@@ -104,6 +104,7 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 	})
 }
 
+// origin is where something comes from, if there is a run that says so.
 func origin(run, commit, digest *string, at *time.Time) *pipeline.Origin {
 	if run == nil {
 		return nil

@@ -369,13 +369,14 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable m
 		p, known := pkg[l.pkg]
 		at, hasPath := path[l.path]
 		in, hasLayer := layer[l.layer]
-		if !recorded || !known || !hasPath || !hasLayer {
+		hasLicenses := true
+		if l.licenses != nil {
+			p.Licenses, hasLicenses = list[*l.licenses]
+		}
+		if !recorded || !known || !hasPath || !hasLayer || !hasLicenses {
 			return nil, fmt.Errorf("the record of image %d or of its package %d is not complete", l.image, l.pkg)
 		}
 		p.Path, p.Layer = at, in
-		if l.licenses != nil {
-			p.Licenses = list[*l.licenses]
-		}
 		a.Project, a.Image.Digest, a.Run = l.project, l.digest, pipeline.RunID(l.newest)
 		a.ID, a.Uncomparable, a.Package = fmt.Sprintf("%d-%d", l.image, l.pkg), uncomparable[l.pkg], p
 		slices.Sort(l.platforms)

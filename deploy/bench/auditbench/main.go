@@ -13,7 +13,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -39,7 +38,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	packages := flags.Int("packages", 450, "packages in each")
 	buffers := flags.String("shared-buffers", "2GB", "what PostgreSQL keeps in memory; its own default is 128MB")
 	n := flags.Int("n", 500, "questions of each kind in a round")
-	rounds := flags.Int("rounds", 5, "rounds of one asking at a time; the table tells of all of them, and of the quietest")
+	rounds := flags.Int("rounds", 5, "rounds of one asking at a time; the table tells of all of them together, and of the best")
 	clients := flags.Int("clients", 4, "how many ask at the same time, in the second round")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -63,13 +62,7 @@ type bench struct {
 	store *postgres.Store
 }
 
-// memory is what drayd takes of it. A process with nothing else in it would collect
-// its garbage ten times as often as drayd does.
-const memory = 64 << 20
-
 func (b *bench) all(ctx context.Context, dir, bin string) (err error) {
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(memory)
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "dray-auditbench-"); err != nil {
 			return err

@@ -33,12 +33,12 @@ func licensesKey(list []string) key {
 	return sha256.Sum256(all)
 }
 
-// words are the numbers of what a report's packages are, and of where they are.
-type words struct{ packages, paths, layers, licenses map[key]int64 }
+// numbers are those of what a report's packages are, and of where they are.
+type numbers struct{ packages, paths, layers, licenses map[key]int64 }
 
-// insertWords makes sure that there is a row for each package of the report, for
+// insertNumbered makes sure that there is a row for each package of the report, for
 // its path, its layer and its licences.
-func insertWords(ctx context.Context, tx pgx.Tx, r pipeline.Report) (w words, err error) {
+func insertNumbered(ctx context.Context, tx pgx.Tx, r pipeline.Report) (n numbers, err error) {
 	packages, paths, layers, licenses := map[key]pipeline.Package{}, map[key]string{}, map[key]string{}, map[key][]string{}
 	for _, pr := range r.Platforms {
 		for _, p := range pr.Packages {
@@ -47,21 +47,21 @@ func insertWords(ctx context.Context, tx pgx.Tx, r pipeline.Report) (w words, er
 			licenses[licensesKey(p.Licenses)] = p.Licenses
 		}
 	}
-	if w.packages, err = insertOnce(ctx, tx, packages, "packages (key, type, name, version, purl)", `
+	if n.packages, err = insertOnce(ctx, tx, packages, "packages (key, type, name, version, purl)", `
 		SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[]) AS p (key, type, name, version, purl)`,
 		func(p pipeline.Package) []string { return []string{p.Type, p.Name, p.Version, p.PURL} }); err != nil {
-		return w, wrap(err, "packages")
+		return n, wrap(err, "packages")
 	}
 	const texts = `SELECT * FROM unnest($1::bytea[], $2::text[]) AS t (key, value)`
 	text := func(s string) []string { return []string{s} }
-	if w.paths, err = insertOnce(ctx, tx, paths, "paths (key, path)", texts, text); err != nil {
-		return w, wrap(err, "paths")
+	if n.paths, err = insertOnce(ctx, tx, paths, "paths (key, path)", texts, text); err != nil {
+		return n, wrap(err, "paths")
 	}
-	if w.layers, err = insertOnce(ctx, tx, layers, "layers (key, layer)", texts, text); err != nil {
-		return w, wrap(err, "layers")
+	if n.layers, err = insertOnce(ctx, tx, layers, "layers (key, layer)", texts, text); err != nil {
+		return n, wrap(err, "layers")
 	}
 	// As JSON, because unnest takes lists of different lengths apart.
-	w.licenses, err = insertOnce(ctx, tx, licenses, "license_lists (key, licenses)", `
+	n.licenses, err = insertOnce(ctx, tx, licenses, "license_lists (key, licenses)", `
 		SELECT key, ARRAY(SELECT l FROM jsonb_array_elements_text(value::jsonb) WITH ORDINALITY AS u (l, n) ORDER BY n)
 		FROM unnest($1::bytea[], $2::text[]) AS t (key, value)`,
 		func(list []string) []string {
@@ -75,12 +75,8 @@ func insertWords(ctx context.Context, tx pgx.Tx, r pipeline.Report) (w words, er
 			}
 			return []string{string(b)}
 		})
-	return w, wrap(err, "licences")
+	return n, wrap(err, "licences")
 }
-
-// joinPlaces joins a row x of image_packages with where the package is, a and l, and
-// with its licences s.
-const joinPlaces = ` JOIN paths a ON a.id = x.path JOIN layers l ON l.id = x.layer LEFT JOIN license_lists s ON s.id = x.licenses`
 
 // insertOnce makes sure that a table has a row for each of the values, and returns
 // their numbers. into is the table and its columns, and rows a query for what is in
@@ -134,3 +130,7 @@ func insertOnce[V any](ctx context.Context, tx pgx.Tx, values map[key]V, into, r
 	}
 	return ids, find(keys)
 }
+
+// joinPlaces joins a row x of image_packages with where the package is, a and l, and
+// with its licences s.
+const joinPlaces = ` JOIN paths a ON a.id = x.path JOIN layers l ON l.id = x.layer LEFT JOIN license_lists s ON s.id = x.licenses`

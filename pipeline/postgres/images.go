@@ -86,7 +86,7 @@ func insertRecord(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.Imag
 }
 
 func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.ImageRecord) error {
-	known, err := insertWords(ctx, tx, rec.Report)
+	known, err := insertNumbered(ctx, tx, rec.Report)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -26,11 +27,7 @@ func TestUpgradeKeepsPromotions(t *testing.T) {
 	one, two := pipelinetest.DigestOf("one"), pipelinetest.DigestOf("two")
 	tx, err := pool.Begin(t.Context())
 	check(t, err)
-	exec := func(sql string, args ...any) {
-		t.Helper()
-		_, err := tx.Exec(t.Context(), sql, args...)
-		check(t, err)
-	}
+	exec := execIn(t, tx)
 	exec(`INSERT INTO projects (name, version) VALUES ('app', 1)`)
 	exec(`INSERT INTO project_versions (project, version, digest, settings) VALUES ('app', 1, $1, $2)`, string(one), settings)
 	exec(`INSERT INTO tokens (name, hash) VALUES ('old', sha256('dray_old'))`)
@@ -111,6 +108,15 @@ func migrated(t *testing.T, version int64) *pgxpool.Pool {
 	return pool
 }
 
+// execIn runs statements in a transaction that have to succeed.
+func execIn(t *testing.T, tx pgx.Tx) func(sql string, args ...any) {
+	return func(sql string, args ...any) {
+		t.Helper()
+		_, err := tx.Exec(t.Context(), sql, args...)
+		check(t, err)
+	}
+}
+
 // TestUpgradeKeepsContents: what was in an image before its places had tables of
 // their own is in it afterwards, to the byte: the log's entries about it hold.
 func TestUpgradeKeepsContents(t *testing.T) {
@@ -120,11 +126,7 @@ func TestUpgradeKeepsContents(t *testing.T) {
 	zero := string(pipelinetest.DigestOf("zero"))
 	tx, err := pool.Begin(t.Context())
 	check(t, err)
-	exec := func(sql string, args ...any) {
-		t.Helper()
-		_, err := tx.Exec(t.Context(), sql, args...)
-		check(t, err)
-	}
+	exec := execIn(t, tx)
 	exec(`INSERT INTO projects (name, version) VALUES ('app', 1)`)
 	exec(`INSERT INTO project_versions (project, version, digest, settings) VALUES ('app', 1, $1, $2)`, zero, settings)
 	exec(`INSERT INTO jobs (id, kind, project, state, started_at, finished_at) VALUES ('run_1', 'run', 'app', 'succeeded', now(), now())`)

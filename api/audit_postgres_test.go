@@ -235,6 +235,7 @@ func fillRecord(t *testing.T, pool *pgxpool.Pool) {
 	exec(`INSERT INTO jobs (id, kind, project, state, created_at, started_at, finished_at)
 		SELECT p.id, 'promotion', 'app', 'succeeded', r.recorded_at, r.recorded_at, r.recorded_at FROM promotions p JOIN image_records r USING (image)`)
 	exec(`INSERT INTO placements (promotion, image, environment, repository, copied) SELECT id, image, environment, 'prod.example/app', '{}' FROM promotions`)
+	exec(`INSERT INTO stays SELECT * FROM recorded_stays`)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}

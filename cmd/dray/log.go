@@ -154,17 +154,25 @@ func (a *app) verifyLog(ctx context.Context, cl *client.Client, f ledger.Follow,
 	return err
 }
 
+// logRows returns the rows that are not as they should be, first those that an entry
+// contradicts: others may only follow from them.
 func logRows(ctx context.Context, cl *client.Client) ([]pipeline.RowCheck, error) {
 	const most = 10_000
-	all := []pipeline.RowCheck{}
+	all, others := []pipeline.RowCheck{}, []pipeline.RowCheck{}
 	for from := int64(0); ; {
 		page, err := cl.LogRows(ctx, from, 2000)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, page.Rows...)
-		if page.To >= page.Size || page.To <= from || len(all) > most {
-			return all, nil
+		for _, r := range page.Rows {
+			if r.Entry < 0 {
+				others = append(others, r)
+			} else {
+				all = append(all, r)
+			}
+		}
+		if page.To >= page.Size || page.To <= from || len(all)+len(others) > most {
+			return append(all, others...), nil
 		}
 		from = page.To
 	}
@@ -173,7 +181,7 @@ func logRows(ctx context.Context, cl *client.Client) ([]pipeline.RowCheck, error
 // rowProblem names a row and what is wrong with it.
 func rowProblem(r pipeline.RowCheck) string {
 	switch {
-	case r.Table == "log_entries":
+	case r.Table == "log_entries" || r.Table == "stays":
 		return fmt.Sprintf("row %s/%s: %s", r.Table, r.Key, r.Problem)
 	case r.Entry < 0 && r.Want == "":
 		return fmt.Sprintf("row %s/%s: no entry says that it is there: %s", r.Table, r.Key, r.Problem)

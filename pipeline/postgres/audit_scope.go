@@ -34,10 +34,7 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 	switch s.Promoted {
 	case pipeline.PromotedNow:
 		// From the lanes, of which there are few.
-		cond := `i.id IN (SELECT p.image FROM lanes l JOIN promotions p ON p.id = l.current WHERE true`
-		if s.Since != nil || s.Until != nil {
-			cond = `i.id IN (SELECT p.image FROM lanes l JOIN promotions p ON p.id = l.current JOIN jobs j ON j.id = p.id WHERE true`
-		}
+		cond := `i.id IN (SELECT s.image FROM lanes l JOIN stays s ON s.promotion = l.current WHERE true`
 		if s.Environment != "" {
 			cond += " AND l.environment = " + w.arg(s.Environment)
 		}
@@ -48,17 +45,14 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 			cond += " AND l.project = " + w.arg(s.Project)
 		}
 		if s.Since != nil {
-			cond += " AND j.finished_at >= " + w.arg(*s.Since)
+			cond += " AND s.since >= " + w.arg(*s.Since)
 		}
 		if s.Until != nil {
-			cond += " AND j.finished_at < " + w.arg(*s.Until)
+			cond += " AND s.since < " + w.arg(*s.Until)
 		}
 		w.conds = append(w.conds, cond+")")
 	case pipeline.PromotedEver:
 		cond := `EXISTS (SELECT FROM stays s WHERE s.image = i.id`
-		if s.Since == nil && s.Until == nil {
-			cond = `EXISTS (SELECT FROM promotions s WHERE s.placed IS NOT NULL AND s.image = i.id`
-		}
 		if s.Environment != "" {
 			cond += " AND s.environment = " + w.arg(s.Environment)
 		}
@@ -109,10 +103,12 @@ type stayRow struct {
 	image, placed int64
 }
 
-const stayColumns = `s.image, s.placed, s.project, s.environment, s.repository, s.promotion, s.action, s.requested_by, s.break_glass,
-	       s.since, s.until,
-	       coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = s.promotion AND NOT a.rejected
-	                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = s.promotion), a.plan)), '{}')`
+const (
+	stayColumns = `s.image, s.placed, s.project, s.environment, s.repository, s.promotion, s.action, s.requested_by, s.break_glass,
+		s.since, s.until, s.approved_by`
+	// stayTable are the columns of the table stays and of the view recorded_stays.
+	stayTable = `promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until`
+)
 
 func scanStay(row pgx.CollectableRow) (s stayRow, err error) {
 	err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Promotion),

@@ -24,7 +24,8 @@ var errEnough = errors.New("enough was found")
 // CheckRows compares the database with the log, as of one moment: the rows that
 // entries with an index from from up to, but not including, to describe must be
 // what the newest entry about them says. With from 0 it also finds rows that no
-// entry describes. What it returns is not as it should be; at most 10,000 rows
+// entry describes, and rows of stays that are not what the rows say that they
+// repeat. What it returns is not as it should be; at most 10,000 rows
 // are listed.
 //
 // It takes the leaves to be the ones that the tree was made of: whoever asks has
@@ -46,7 +47,10 @@ func (s *Store) CheckRows(ctx context.Context, from, to int64) ([]pipeline.RowCh
 		if err := c.rest(ctx); err != nil {
 			return err
 		}
-		return c.unnamed(ctx)
+		if err := c.unnamed(ctx); err != nil {
+			return err
+		}
+		return c.repeated(ctx)
 	})
 	if errors.Is(err, errEnough) {
 		err = nil
@@ -392,4 +396,21 @@ func (c *rowChecker) unnamed(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// repeated compares stays with what it repeats.
+func (c *rowChecker) repeated(ctx context.Context) error {
+	rows, err := c.tx.Query(ctx, `
+		SELECT coalesce(s.promotion, r.promotion),
+		       CASE WHEN s.promotion IS NULL THEN 'the row is gone' WHEN r.promotion IS NULL THEN 'nothing was placed by this promotion'
+		            ELSE 'the row is not what the promotion, its job, its placement, its approvals and the promotion after it say' END
+		FROM stays s FULL JOIN recorded_stays r ON r.promotion = s.promotion
+		WHERE s.promotion IS NULL OR r.promotion IS NULL OR ROW(s.*) IS DISTINCT FROM ROW(r.*)
+		ORDER BY 1 LIMIT $1`, maxChecks)
+	if err != nil {
+		return err
+	}
+	found := pipeline.RowCheck{Table: "stays", Entry: -1}
+	_, err = pgx.ForEachRow(rows, []any{&found.Key, &found.Problem}, func() error { return c.add(found) })
+	return err
 }

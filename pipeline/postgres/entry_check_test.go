@@ -253,6 +253,14 @@ func (a *attacker) findsFrom(from int64, what string, want ...string) []pipeline
 	found, err := a.s.CheckRows(a.Context(), from, a.size)
 	check(a, err)
 	var got []string
+	// Whoever changes what a stay repeats makes the stay another one.
+	repeats := func(row string) bool {
+		table, _, _ := strings.Cut(row, " ")
+		return slices.Contains([]string{"promotions", "jobs", "placements", "approvals", "decisions"}, table)
+	}
+	if slices.ContainsFunc(want, repeats) {
+		found = slices.DeleteFunc(found, func(f pipeline.RowCheck) bool { return f.Table == "stays" })
+	}
 	for _, f := range found {
 		got = append(got, fmt.Sprintf("%s %s %d", f.Table, f.Key, f.Entry))
 	}
@@ -356,6 +364,39 @@ func TestCheckRowsFindsRemovedAndForged(t *testing.T) {
 			}
 		})
 	}
+	a.finds("in the end")
+}
+
+// TestCheckRowsComparesStays changes what an environment held where it is repeated.
+func TestCheckRowsComparesStays(t *testing.T) {
+	a := newAttacker(t)
+	var id string
+	check(t, a.pool.QueryRow(t.Context(), `SELECT promotion FROM stays LIMIT 1`).Scan(&id))
+	rows, err := a.pool.Query(t.Context(), `SELECT table_name, column_name, udt_name FROM information_schema.columns WHERE table_schema = 'public' AND table_name = 'stays' AND column_name <> 'promotion'`)
+	check(t, err)
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[column])
+	check(t, err)
+	if len(all) != 11 {
+		t.Errorf("columns %v", all)
+	}
+	for _, c := range all {
+		a.in([]string{"stays"}, func() { a.exec(`UPDATE stays SET `+c.Name+` = `+other(c)+` WHERE promotion = $1`, id) }, func() {
+			for _, f := range a.finds("stays."+c.Name, "stays "+id+" -1") {
+				if !strings.Contains(f.Problem, "is not what the promotion") {
+					t.Errorf("stays.%s: %+v", c.Name, f)
+				}
+			}
+		})
+	}
+	a.in([]string{"stays"}, func() { a.exec(`DELETE FROM stays WHERE promotion = $1`, id) }, func() {
+		a.finds("a stay removed", "stays "+id+" -1")
+	})
+	a.in([]string{"stays"}, func() {
+		a.exec(`INSERT INTO stays SELECT (jsonb_populate_record(s, '{"promotion": "prm_forged", "placed": 9}')).* FROM stays s WHERE promotion = $1`, id)
+	}, func() {
+		a.finds("a stay made up", "stays prm_forged -1")
+		a.findsFrom(1, "the same, not from the start")
+	})
 	a.finds("in the end")
 }
 

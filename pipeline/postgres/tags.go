@@ -25,11 +25,17 @@ func (s *Store) RecordTags(ctx context.Context, c pipeline.Claim, moves []pipeli
 		if err := succeed(ctx, tx, c, outcome); err != nil {
 			return err
 		}
-		if err := place(ctx, tx, l, c.Job); err != nil {
+		placed, err := place(ctx, tx, l, c.Job)
+		if err != nil {
 			return err
 		}
 		if err := s.endJob(ctx, tx, l, j, actorDray, pipeline.Ending{State: pipeline.StateSucceeded}); err != nil {
 			return err
+		}
+		if placed {
+			if err := beginStay(ctx, tx, l, c.Job); err != nil {
+				return err
+			}
 		}
 		for _, r := range next {
 			_, _, err := s.promote(ctx, tx, r)
@@ -53,20 +59,32 @@ func hopeless(err error) bool {
 	return false
 }
 
-// place makes what a promotion has placed the current content of its lane.
-func place(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) error {
+// place makes what a promotion has placed the current content of its lane, if it
+// has placed anything.
+func place(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) (bool, error) {
 	if l == nil {
-		return nil
+		return false, nil
 	}
 	tag, err := tx.Exec(ctx, `
 		UPDATE promotions SET placed = $2, replaced = (SELECT image FROM promotions WHERE id = $3)
 		WHERE id = $1 AND EXISTS (SELECT FROM placements WHERE promotion = $1)`, string(id), l.placed+1, l.current)
 	if err != nil || tag.RowsAffected() == 0 {
-		return wrap(err, "place %s", id)
+		return false, wrap(err, "place %s", id)
 	}
 	me := string(id)
 	l.placed, l.current = l.placed+1, &me
-	return l.set(ctx, tx)
+	return true, l.set(ctx, tx)
+}
+
+// beginStay keeps that the lane holds since the promotion's end what it placed, and
+// not any more what it held before.
+func beginStay(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) error {
+	_, err := tx.Exec(ctx, `
+		WITH began AS (
+			INSERT INTO stays (`+stayTable+`) SELECT `+stayTable+` FROM recorded_stays WHERE promotion = $1 RETURNING since)
+		UPDATE stays SET until = began.since FROM began WHERE project = $2 AND environment = $3 AND placed = $4`,
+		string(id), l.project, l.environment, l.placed-1)
+	return wrap(err, "what %s holds", l.environment)
 }
 
 func (s *Store) insertTags(ctx context.Context, tx pgx.Tx, j job, moves []pipeline.TagMove) error {

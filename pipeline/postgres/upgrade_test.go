@@ -88,6 +88,18 @@ func TestUpgradeKeepsPromotions(t *testing.T) {
 	if states, err = s.Environments(t.Context(), "app"); err != nil || states[1].Current.Promotion != "prm_4" || states[1].Entering != "" {
 		t.Fatalf("in the end the environments are %+v, %v", states, err)
 	}
+	history, err := s.AuditEnvironment(t.Context(), pipeline.EnvironmentAuditQuery{Project: "app", Environment: "prod"})
+	check(t, err)
+	var held []string
+	for i, h := range history {
+		held = append(held, string(h.Stay.Promotion))
+		if last := i == 0; last != (h.Stay.Until == nil) || !last && !h.Stay.Until.Equal(history[i-1].Stay.Since) {
+			t.Errorf("%s was there until %v", h.Stay.Promotion, h.Stay.Until)
+		}
+	}
+	if !slices.Equal(held, []string{"prm_4", "prm_1", "prm_2"}) {
+		t.Errorf("prod held %v", held)
+	}
 	tok, err := s.TokenBySecret(t.Context(), "dray_old")
 	check(t, err)
 	if len(tok.Grants) != 1 || tok.Grants[0].Role != pipeline.RoleAdmin {

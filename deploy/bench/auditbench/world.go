@@ -222,6 +222,7 @@ func (b *bench) fill(ctx context.Context) error {
 	exec(`ALTER TABLE image_packages ADD PRIMARY KEY (image, report, position); ` + indexes)
 	load("findings", []string{"run", "report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path"}, b.findings())
 	b.promotions(load)
+	exec(`INSERT INTO stays SELECT * FROM recorded_stays`)
 	exec(`INSERT INTO package_firsts (package, project, run)
 		SELECT DISTINCT ON (x.package, i.project) x.package, i.project, i.newest
 		FROM image_packages x JOIN images i ON i.id = x.image ORDER BY x.package, i.project, x.image`)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -71,8 +72,9 @@ type pair struct{ image, pkg int64 }
 type line struct {
 	pair
 	project     string
-	digest      pipeline.Digest
-	newest      string
+	subject     pipeline.Image
+	run, commit string
+	recordedAt  time.Time
 	platforms   []pipeline.Platform
 	path, layer int64
 	licenses    *int64
@@ -163,13 +165,22 @@ func pageOf(ctx context.Context, t *snapshot, pairs string, args []any) (page []
 	b := &pgx.Batch{}
 	b.Queue(linesOf(pairs), args...).Query(func(rows pgx.Rows) error {
 		var l line
-		var platform string
-		_, err := pgx.ForEachRow(rows, []any{&l.image, &l.pkg, &l.project, (*string)(&l.digest), &l.newest, &platform, &l.path, &l.layer, &l.licenses}, func() error {
+		var platform pipeline.Platform
+		var project, repository, digest, run, commit *string
+		var recordedAt *time.Time
+		_, err := pgx.ForEachRow(rows, []any{&l.image, &l.pkg, (*string)(&platform), &l.path, &l.layer, &l.licenses,
+			&project, &repository, &digest, &run, &commit, &recordedAt}, func() error {
 			if n := len(page); n == 0 || page[n-1].pair != l.pair {
+				if run == nil {
+					return fmt.Errorf("the record of image %d is not complete", l.image)
+				}
+				l.project, l.run, l.commit, l.recordedAt = *project, *run, *commit, recordedAt.UTC()
+				l.subject = pipeline.Image{Repository: *repository, Digest: pipeline.Digest(*digest)}
 				page = append(page, l)
 			}
-			last := &page[len(page)-1]
-			last.platforms = append(last.platforms, pipeline.Platform(platform))
+			if last := &page[len(page)-1]; !slices.Contains(last.platforms, platform) {
+				last.platforms = append(last.platforms, platform)
+			}
 			l.licenses = nil
 			return nil
 		})
@@ -179,11 +190,16 @@ func pageOf(ctx context.Context, t *snapshot, pairs string, args []any) (page []
 	return page, err
 }
 
+// linesOf is a query for lines, made of one for pairs: one for each of an image's
+// platforms that has the package. The limit keeps the lookup of an image to that one,
+// whatever the planner thinks of their number.
 func linesOf(pairs string) string {
 	return `
 		WITH page (image, package) AS MATERIALIZED (` + pairs + `)
-		SELECT p.image, p.package, i.project, i.digest, i.newest, x.platform, x.path, x.layer, x.licenses
-		FROM page p JOIN images i ON i.id = p.image, LATERAL (
+		SELECT p.image, p.package, x.platform, x.path, x.layer, x.licenses, i.project, i.repository, i.digest, i.run, i.commit_sha, i.recorded_at
+		FROM page p LEFT JOIN LATERAL (
+			SELECT i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at
+			FROM images i JOIN image_records r ON r.run = i.newest WHERE i.id = p.image LIMIT 1) i ON true, LATERAL (
 			SELECT DISTINCT ON (x.report) x.report, x.platform, x.path, x.layer, x.licenses
 			FROM image_packages x WHERE x.package = p.package AND x.image = p.image ORDER BY x.report, x.position) x
 		ORDER BY p.image DESC, p.package DESC, x.report`
@@ -256,17 +272,15 @@ func packagesFirst(w *where, limit int, ids []int64, after pair) string {
 		scope = fmt.Sprintf(" AND x.image <= CASE WHEN c.id < %[2]s THEN %[1]s::bigint ELSE %[1]s::bigint - 1 END", image, pkg) + scope
 	}
 	n := w.arg(limit)
-	if len(ids) == 1 {
-		return `SELECT DISTINCT x.image, x.package FROM unnest(` + list + `::bigint[]) AS c (id), LATERAL (
-			SELECT DISTINCT x.image, x.package FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT ` + n + `) x
-			ORDER BY image DESC, package DESC LIMIT ` + n
+	some := `unnest(` + list + `::bigint[]) AS c (id)`
+	if len(ids) > limit {
+		some = `(
+			SELECT c.id FROM ` + some + `, LATERAL (
+				SELECT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT 1) x
+			ORDER BY x.image DESC, c.id DESC LIMIT ` + n + `) c`
 	}
 	return `
-		WITH newest AS MATERIALIZED (
-			SELECT c.id, x.image FROM unnest(` + list + `::bigint[]) AS c (id), LATERAL (
-				SELECT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT 1) x
-			ORDER BY x.image DESC, c.id DESC LIMIT ` + n + `)
-		SELECT x.image, c.id FROM newest c, LATERAL (
+		SELECT x.image, c.id FROM ` + some + `, LATERAL (
 			SELECT DISTINCT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT ` + n + `) x
 		ORDER BY x.image DESC, c.id DESC LIMIT ` + n
 }
@@ -285,22 +299,16 @@ func imagesFirst(w *where, limit int, images, ids []int64, after pair) string {
 // the time that joining line by line does.
 func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable map[int64]bool) ([]pipeline.PackageAudit, error) {
 	var images, packages, paths, layers, licenses []int64
-	var projects, runs []string
+	var projects []string
 	for _, l := range page {
 		images, packages, paths, layers = append(images, l.image), append(packages, l.pkg), append(paths, l.path), append(layers, l.layer)
-		projects, runs = append(projects, l.project), append(runs, l.newest)
+		projects = append(projects, l.project)
 		if l.licenses != nil {
 			licenses = append(licenses, *l.licenses)
 		}
 	}
 	t.plan(planOnce)
 	b := &pgx.Batch{}
-	record := queueBy(b, `SELECT run, repository, commit_sha, recorded_at FROM image_records WHERE run = ANY($1)`, runs,
-		func(rows pgx.Rows, run *string) (a pipeline.PackageAudit, err error) {
-			err = rows.Scan(run, &a.Image.Repository, &a.Commit, &a.RecordedAt)
-			a.RecordedAt = a.RecordedAt.UTC()
-			return a, err
-		})
 	pkg := queueBy(b, `SELECT id, type, name, version, purl FROM packages WHERE id = ANY($1)`, packages, func(rows pgx.Rows, id *int64) (p pipeline.Package, err error) {
 		return p, rows.Scan(id, &p.Type, &p.Name, &p.Version, &p.PURL)
 	})
@@ -318,7 +326,6 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable m
 	}
 	out := make([]pipeline.PackageAudit, len(page))
 	for i, l := range page {
-		a, recorded := record[l.newest]
 		p, known := pkg[l.pkg]
 		at, hasPath := path[l.path]
 		in, hasLayer := layer[l.layer]
@@ -326,17 +333,15 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable m
 		if l.licenses != nil {
 			p.Licenses, hasLicenses = list[*l.licenses]
 		}
-		if !recorded || !known || !hasPath || !hasLayer || !hasLicenses {
+		if !known || !hasPath || !hasLayer || !hasLicenses {
 			return nil, fmt.Errorf("the record of image %d or of its package %d is not complete", l.image, l.pkg)
 		}
 		p.Path, p.Layer = at, in
-		a.Project, a.Image.Digest, a.Run = l.project, l.digest, pipeline.RunID(l.newest)
-		a.ID, a.Uncomparable, a.Package = fmt.Sprintf("%d-%d", l.image, l.pkg), uncomparable[l.pkg], p
 		slices.Sort(l.platforms)
-		a.Platforms = slices.Compact(l.platforms)
-		a.First = first[inProject{l.pkg, a.Project}]
-		a.Places, a.Exceptions = placesOf(places[l.image], a.Image.Digest, a.Commit), notNil(covering[i])
-		out[i] = a
+		out[i] = pipeline.PackageAudit{ID: fmt.Sprintf("%d-%d", l.image, l.pkg),
+			Project: l.project, Image: l.subject, Platforms: l.platforms, Run: pipeline.RunID(l.run), Commit: l.commit, RecordedAt: l.recordedAt,
+			Package: p, Uncomparable: uncomparable[l.pkg], First: first[inProject{l.pkg, l.project}],
+			Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: notNil(covering[i])}
 	}
 	return out, nil
 }

@@ -14,8 +14,14 @@ import (
 func PackagesFirstSQL(s pipeline.AuditScope, ids []int64, image, pkg int64) (pairs, lines string, args []any) {
 	w := where{}
 	inScope(&w, s)
-	pairs = packagesFirst(&w, s.Page.Limit, ids, pair{image, pkg})
+	pairs = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, len(ids), pair{image, pkg})
 	return pairs, linesOf(pairs), w.args
+}
+
+// NamedSQL does the same for all packages of that name.
+func NamedSQL(s pipeline.AuditScope, name string, image, pkg int64) (pairs, lines string, args []any) {
+	pairs, args = namedPairs(pipeline.PackageAuditQuery{Name: name, AuditScope: s}, pair{image, pkg})
+	return pairs, linesOf(pairs), args
 }
 
 // Snapshot runs a query in a snapshot, and says in what transaction that was. It

@@ -38,30 +38,36 @@ func (s *Store) AuditPackages(ctx context.Context, q pipeline.PackageAuditQuery)
 		plan = planOnce // looked up in one way, whatever is asked for
 	}
 	err = s.snapshot(ctx, plan, func(t *snapshot) error {
-		var page []line
-		var uncomparable map[int64]bool
-		if many, err := licensesMany(ctx, t, q); err != nil {
+		page, uncomparable, err := findPage(ctx, t, q, plan, after)
+		if err != nil || len(page) == 0 {
 			return err
-		} else if many {
-			if page, err = licensedPage(ctx, t, q, after); err != nil {
-				return err
-			}
-		} else {
-			var ids []int64
-			if ids, uncomparable, err = candidates(ctx, t, q); err != nil || len(ids) == 0 {
-				return err
-			}
-			if page, err = packagePage(ctx, t, q.AuditScope, ids, after); err != nil {
-				return err
-			}
-		}
-		if len(page) == 0 {
-			return nil
 		}
 		out, err = packageAudits(ctx, t, page, uncomparable)
 		return err
 	})
 	return notNil(out), err
+}
+
+// findPage finds the page in the way that fits the question. Among what it finds may
+// be packages whose version cannot be compared with the range.
+func findPage(ctx context.Context, t *snapshot, q pipeline.PackageAuditQuery, plan string, after pair) (page []line, uncomparable map[int64]bool, err error) {
+	if plan == planOnce && q.Name != "" && q.PURL == "" && q.Range == "" {
+		if page, few, err := namedPage(ctx, t, q, after); err != nil || few {
+			return page, nil, err
+		}
+	}
+	if many, err := licensesMany(ctx, t, q); err != nil {
+		return nil, nil, err
+	} else if many {
+		page, err = licensedPage(ctx, t, q, after)
+		return page, nil, err
+	}
+	ids, uncomparable, err := candidates(ctx, t, q)
+	if err != nil || len(ids) == 0 {
+		return nil, nil, err
+	}
+	page, err = packagePage(ctx, t, q.AuditScope, ids, after)
+	return page, uncomparable, err
 }
 
 // pair is a package in an image.
@@ -87,15 +93,7 @@ func candidates(ctx context.Context, t *snapshot, query pipeline.PackageAuditQue
 	if query.Name == "" && query.PURL == "" && query.License == "" {
 		return nil, nil, fmt.Errorf("a name, a purl or a licence is required: %w", pipeline.ErrInvalid)
 	}
-	w := where{}
-	if query.Name != "" {
-		name := w.arg(clean(query.Name))
-		w.conds = append(w.conds, "left(p.name, 200) = left("+name+", 200)", "p.name = "+name)
-	}
-	if query.Version != "" {
-		version := w.arg(clean(query.Version))
-		w.conds = append(w.conds, "left(p.version, 200) = left("+version+", 200)", "p.version = "+version)
-	}
+	w := named(query)
 	var wanted packageURL
 	if query.PURL != "" {
 		if wanted, err = parsePackageURL(query.PURL); err != nil {
@@ -137,6 +135,45 @@ func candidates(ctx context.Context, t *snapshot, query pipeline.PackageAuditQue
 	return ids, uncomparable, err
 }
 
+// named selects packages p by what is asked of their name and version.
+func named(query pipeline.PackageAuditQuery) (w where) {
+	if query.Name != "" {
+		name := w.arg(clean(query.Name))
+		w.conds = append(w.conds, "left(p.name, 200) = left("+name+", 200)", "p.name = "+name)
+	}
+	if query.Version != "" {
+		version := w.arg(clean(query.Version))
+		w.conds = append(w.conds, "left(p.version, 200) = left("+version+", 200)", "p.version = "+version)
+	}
+	return w
+}
+
+// namedPage finds the page of packages by name and version, whatever image has them,
+// in one round trip. Where it does not report few, there are more of those packages
+// than should be asked for their images one by one, and the page is not to be used.
+func namedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery, after pair) (page []line, few bool, err error) {
+	b := &pgx.Batch{}
+	w := named(query)
+	b.Queue(`SELECT count(*) FROM (SELECT FROM packages p`+w.sql()+` LIMIT `+w.arg(fewPackages+1)+`) few`, w.args...).QueryRow(func(row pgx.Row) error {
+		var n int
+		err := row.Scan(&n)
+		few = n <= fewPackages
+		return err
+	})
+	sql, args := namedPairs(query, after)
+	found := queuePage(b, sql, args)
+	err = t.send(ctx, b)
+	return *found, few, err
+}
+
+func namedPairs(query pipeline.PackageAuditQuery, after pair) (sql string, args []any) {
+	packages := named(query)
+	w := where{args: packages.args}
+	some := `(SELECT p.id FROM packages p` + packages.sql() + ` LIMIT ` + w.arg(fewPackages) + `) c (id)`
+	sql = packagesFirst(&w, query.Page.Limit, some, fewPackages, after)
+	return sql, w.args
+}
+
 func licenseOf(q pipeline.PackageAuditQuery) string { return strings.TrimSpace(clean(q.License)) }
 
 // licensesMany reports whether the query asks for a licence that more packages are
@@ -161,8 +198,16 @@ func licensedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQ
 }
 
 // pageOf runs a query for pairs, and adds what and where they are.
-func pageOf(ctx context.Context, t *snapshot, pairs string, args []any) (page []line, err error) {
+func pageOf(ctx context.Context, t *snapshot, pairs string, args []any) ([]line, error) {
 	b := &pgx.Batch{}
+	page := queuePage(b, pairs, args)
+	err := t.send(ctx, b)
+	return *page, err
+}
+
+// queuePage does so when the batch is sent.
+func queuePage(b *pgx.Batch, pairs string, args []any) *[]line {
+	var page []line
 	b.Queue(linesOf(pairs), args...).Query(func(rows pgx.Rows) error {
 		var l line
 		var platform pipeline.Platform
@@ -186,8 +231,7 @@ func pageOf(ctx context.Context, t *snapshot, pairs string, args []any) (page []
 		})
 		return err
 	})
-	err = t.send(ctx, b)
-	return page, err
+	return &page
 }
 
 // linesOf is a query for lines, made of one for pairs: one for each of an image's
@@ -247,7 +291,7 @@ func packagePage(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []
 		}
 	}
 	if sql == "" {
-		sql = packagesFirst(&w, s.Page.Limit, ids, after)
+		sql = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, len(ids), after)
 	}
 	return pageOf(ctx, t, sql, w.args)
 }
@@ -261,28 +305,26 @@ func imagesIn(ctx context.Context, t *snapshot, w where, after pair) ([]int64, e
 	return collect(ctx, t, pgx.RowTo[int64], `SELECT i.id FROM images i`+w.sql()+` LIMIT `+w.arg(fewImages+1), w.args...)
 }
 
-// packagesFirst asks each package for its newest images, so that no more than a
-// page of index entries is read of any, and only of those packages whose newest
-// image can be on the page. The conditions of w are about x, an entry.
-func packagesFirst(w *where, limit int, ids []int64, after pair) string {
+// packagesFirst asks each of at most n packages c for its newest images, so that no
+// more than a page of index entries is read of any, and only of those packages whose
+// newest image can be on the page. The conditions of w are about x, an entry.
+func packagesFirst(w *where, limit int, packages string, n int, after pair) string {
 	scope := strings.Join(append([]string{""}, w.conds...), " AND ")
-	list := w.arg(ids)
 	if after.image != 0 {
 		image, pkg := w.arg(after.image), w.arg(after.pkg)
 		scope = fmt.Sprintf(" AND x.image <= CASE WHEN c.id < %[2]s THEN %[1]s::bigint ELSE %[1]s::bigint - 1 END", image, pkg) + scope
 	}
-	n := w.arg(limit)
-	some := `unnest(` + list + `::bigint[]) AS c (id)`
-	if len(ids) > limit {
-		some = `(
-			SELECT c.id FROM ` + some + `, LATERAL (
+	most := w.arg(limit)
+	if n > limit {
+		packages = `(
+			SELECT c.id FROM ` + packages + `, LATERAL (
 				SELECT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT 1) x
-			ORDER BY x.image DESC, c.id DESC LIMIT ` + n + `) c`
+			ORDER BY x.image DESC, c.id DESC LIMIT ` + most + `) c`
 	}
 	return `
-		SELECT x.image, c.id FROM ` + some + `, LATERAL (
-			SELECT DISTINCT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT ` + n + `) x
-		ORDER BY x.image DESC, c.id DESC LIMIT ` + n
+		SELECT x.image, c.id FROM ` + packages + `, LATERAL (
+			SELECT DISTINCT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT ` + most + `) x
+		ORDER BY x.image DESC, c.id DESC LIMIT ` + most
 }
 
 // imagesFirst asks each of few images for the packages.

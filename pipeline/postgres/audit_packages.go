@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -38,36 +39,34 @@ func (s *Store) AuditPackages(ctx context.Context, q pipeline.PackageAuditQuery)
 		plan = planOnce // looked up in one way, whatever is asked for
 	}
 	err = s.snapshot(ctx, plan, func(t *snapshot) error {
-		page, uncomparable, err := findPage(ctx, t, q, plan, after)
+		page, packages, err := findPage(ctx, t, q, plan, after)
 		if err != nil || len(page) == 0 {
 			return err
 		}
-		out, err = packageAudits(ctx, t, page, uncomparable)
+		out, err = packageAudits(ctx, t, page, packages)
 		return err
 	})
 	return notNil(out), err
 }
 
-// findPage finds the page in the way that fits the question. Among what it finds may
-// be packages whose version cannot be compared with the range.
-func findPage(ctx context.Context, t *snapshot, q pipeline.PackageAuditQuery, plan string, after pair) (page []line, uncomparable map[int64]bool, err error) {
+// findPage finds the page in the way that fits the question, and packages on the way.
+func findPage(ctx context.Context, t *snapshot, q pipeline.PackageAuditQuery, plan string, after pair) (page []line, found askedFor, err error) {
 	if plan == planOnce && q.Name != "" && q.PURL == "" && q.Range == "" {
-		if page, few, err := namedPage(ctx, t, q, after); err != nil || few {
-			return page, nil, err
+		if page, found, err = namedPage(ctx, t, q, after); err != nil || len(found) <= fewPackages {
+			return page, found, err
 		}
 	}
 	if many, err := licensesMany(ctx, t, q); err != nil {
 		return nil, nil, err
 	} else if many {
 		page, err = licensedPage(ctx, t, q, after)
-		return page, nil, err
+		return page, askedFor{}, err
 	}
-	ids, uncomparable, err := candidates(ctx, t, q)
-	if err != nil || len(ids) == 0 {
+	if found, err = findPackages(ctx, t, q); err != nil || len(found) == 0 {
 		return nil, nil, err
 	}
-	page, err = packagePage(ctx, t, q.AuditScope, ids, after)
-	return page, uncomparable, err
+	page, err = packagePage(ctx, t, q.AuditScope, slices.Sorted(maps.Keys(found)), after)
+	return page, found, err
 }
 
 // pair is a package in an image.
@@ -86,53 +85,70 @@ type line struct {
 	licenses    *int64
 }
 
-// candidates finds the package versions that are asked about, whatever image has
-// them. Those that cannot be compared with the range are among them: an answer
-// that leaves them out would say that nobody has them.
-func candidates(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery) (ids []int64, uncomparable map[int64]bool, err error) {
-	if query.Name == "" && query.PURL == "" && query.License == "" {
-		return nil, nil, fmt.Errorf("a name, a purl or a licence is required: %w", pipeline.ErrInvalid)
-	}
-	w := named(query)
-	var wanted packageURL
-	if query.PURL != "" {
-		if wanted, err = parsePackageURL(query.PURL); err != nil {
-			return nil, nil, err
-		}
-		w.add("p.purl <> '' AND left(split_part(split_part(split_part(p.purl, '@', 1), '?', 1), '#', 1), 200) = left(%s, 200)", wanted.base)
-	}
-	w.addIf(query.License != "", "EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(%s), 100) AND l.package = p.id)", licenseOf(query))
-	var among versions.Range
-	if query.Range != "" {
-		if among, err = versions.Parse(query.Range); err != nil {
-			return nil, nil, fmt.Errorf("%w: %w", err, pipeline.ErrInvalid)
-		}
-	}
-	uncomparable = map[int64]bool{}
-	b := &pgx.Batch{}
-	b.Queue(`SELECT p.id, p.type, p.version, p.purl FROM packages p`+w.sql(), w.args...).Query(func(rows pgx.Rows) error {
+// asked is a package version that is asked about, whatever image has it.
+// Uncomparable: its version cannot be compared with the range. It is one of them: an
+// answer that left it out would say that nobody has it.
+type asked struct {
+	pipeline.Package
+	uncomparable bool
+}
+
+// askedFor are by the packages' numbers.
+type askedFor map[int64]asked
+
+// queuePackages asks for packages p, and keeps those that keep wants.
+func queuePackages(b *pgx.Batch, where string, args []any, keep func(*asked) bool) askedFor {
+	out := askedFor{}
+	b.Queue(`SELECT p.id, p.type, p.name, p.version, p.purl FROM packages p`+where, args...).Query(func(rows pgx.Rows) error {
 		var id int64
-		var typ, version, purl string
-		_, err := pgx.ForEachRow(rows, []any{&id, &typ, &version, &purl}, func() error {
-			if query.PURL != "" && !wanted.covers(purl) {
-				return nil
+		var c asked
+		_, err := pgx.ForEachRow(rows, []any{&id, &c.Type, &c.Name, &c.Version, &c.PURL}, func() error {
+			if found := c; keep(&found) {
+				out[id] = found
 			}
-			if query.Range != "" {
-				holds, err := among.Holds(versions.Of(purl, typ), version)
-				if err != nil {
-					uncomparable[id] = true
-				} else if !holds {
-					return nil
-				}
-			}
-			ids = append(ids, id)
 			return nil
 		})
 		return err
 	})
-	err = t.send(ctx, b)
-	slices.Sort(ids)
-	return ids, uncomparable, err
+	return out
+}
+
+func all(*asked) bool { return true }
+
+// findPackages finds the package versions that are asked about.
+func findPackages(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery) (askedFor, error) {
+	if query.Name == "" && query.PURL == "" && query.License == "" {
+		return nil, fmt.Errorf("a name, a purl or a licence is required: %w", pipeline.ErrInvalid)
+	}
+	w := named(query)
+	var wanted packageURL
+	var among versions.Range
+	var err error
+	if query.PURL != "" {
+		if wanted, err = parsePackageURL(query.PURL); err != nil {
+			return nil, err
+		}
+		w.add("p.purl <> '' AND left(split_part(split_part(split_part(p.purl, '@', 1), '?', 1), '#', 1), 200) = left(%s, 200)", wanted.base)
+	}
+	w.addIf(query.License != "", "EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(%s), 100) AND l.package = p.id)", licenseOf(query))
+	if query.Range != "" {
+		if among, err = versions.Parse(query.Range); err != nil {
+			return nil, fmt.Errorf("%w: %w", err, pipeline.ErrInvalid)
+		}
+	}
+	b := &pgx.Batch{}
+	found := queuePackages(b, w.sql(), w.args, func(c *asked) bool {
+		if query.PURL != "" && !wanted.covers(c.PURL) {
+			return false
+		}
+		if query.Range == "" {
+			return true
+		}
+		holds, err := among.Holds(versions.Of(c.PURL, c.Type), c.Version)
+		c.uncomparable = err != nil
+		return holds || c.uncomparable
+	})
+	return found, t.send(ctx, b)
 }
 
 // named selects packages p by what is asked of their name and version.
@@ -149,21 +165,16 @@ func named(query pipeline.PackageAuditQuery) (w where) {
 }
 
 // namedPage finds the page of packages by name and version, whatever image has them,
-// in one round trip. Where it does not report few, there are more of those packages
-// than should be asked for their images one by one, and the page is not to be used.
-func namedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery, after pair) (page []line, few bool, err error) {
+// in one round trip. Where there are more than few of those packages, it is not to be
+// used, and neither are they.
+func namedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery, after pair) ([]line, askedFor, error) {
 	b := &pgx.Batch{}
 	w := named(query)
-	b.Queue(`SELECT count(*) FROM (SELECT FROM packages p`+w.sql()+` LIMIT `+w.arg(fewPackages+1)+`) few`, w.args...).QueryRow(func(row pgx.Row) error {
-		var n int
-		err := row.Scan(&n)
-		few = n <= fewPackages
-		return err
-	})
+	found := queuePackages(b, w.sql()+` LIMIT `+w.arg(fewPackages+1), w.args, all)
 	sql, args := namedPairs(query, after)
-	found := queuePage(b, sql, args)
-	err = t.send(ctx, b)
-	return *found, few, err
+	page := queuePage(b, sql, args)
+	err := t.send(ctx, b)
+	return *page, found, err
 }
 
 func namedPairs(query pipeline.PackageAuditQuery, after pair) (sql string, args []any) {
@@ -339,7 +350,7 @@ func imagesFirst(w *where, limit int, images, ids []int64, after pair) string {
 // packageAudits adds to a page all that is told of it. It asks for each thing once,
 // however many lines are about it, by lists of numbers: that takes PostgreSQL half
 // the time that joining line by line does.
-func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable map[int64]bool) ([]pipeline.PackageAudit, error) {
+func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor) ([]pipeline.PackageAudit, error) {
 	var images, packages, paths, layers, licenses []int64
 	var projects []string
 	for _, l := range page {
@@ -351,9 +362,9 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable m
 	}
 	t.plan(planOnce)
 	b := &pgx.Batch{}
-	pkg := queueBy(b, `SELECT id, type, name, version, purl FROM packages WHERE id = ANY($1)`, packages, func(rows pgx.Rows, id *int64) (p pipeline.Package, err error) {
-		return p, rows.Scan(id, &p.Type, &p.Name, &p.Version, &p.PURL)
-	})
+	if slices.ContainsFunc(packages, func(id int64) bool { _, ok := known[id]; return !ok }) {
+		known = queuePackages(b, ` WHERE p.id = ANY($1)`, []any{packages}, all)
+	}
 	text := func(rows pgx.Rows, id *int64) (s string, err error) { return s, rows.Scan(id, &s) }
 	path := queueBy(b, `SELECT id, path FROM paths WHERE id = ANY($1)`, paths, text)
 	layer := queueBy(b, `SELECT id, layer FROM layers WHERE id = ANY($1)`, layers, text)
@@ -368,21 +379,22 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, uncomparable m
 	}
 	out := make([]pipeline.PackageAudit, len(page))
 	for i, l := range page {
-		p, known := pkg[l.pkg]
+		c, isKnown := known[l.pkg]
+		p := c.Package
 		at, hasPath := path[l.path]
 		in, hasLayer := layer[l.layer]
 		hasLicenses := true
 		if l.licenses != nil {
 			p.Licenses, hasLicenses = list[*l.licenses]
 		}
-		if !known || !hasPath || !hasLayer || !hasLicenses {
+		if !isKnown || !hasPath || !hasLayer || !hasLicenses {
 			return nil, fmt.Errorf("the record of image %d or of its package %d is not complete", l.image, l.pkg)
 		}
 		p.Path, p.Layer = at, in
 		slices.Sort(l.platforms)
 		out[i] = pipeline.PackageAudit{ID: fmt.Sprintf("%d-%d", l.image, l.pkg),
 			Project: l.project, Image: l.subject, Platforms: l.platforms, Run: pipeline.RunID(l.run), Commit: l.commit, RecordedAt: l.recordedAt,
-			Package: p, Uncomparable: uncomparable[l.pkg], First: first[inProject{l.pkg, l.project}],
+			Package: p, Uncomparable: c.uncomparable, First: first[inProject{l.pkg, l.project}],
 			Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: notNil(covering[i])}
 	}
 	return out, nil

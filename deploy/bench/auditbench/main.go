@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	packages := flags.Int("packages", 450, "packages in each")
 	buffers := flags.String("shared-buffers", "2GB", "what PostgreSQL keeps in memory; its own default is 128MB")
 	n := flags.Int("n", 500, "questions of each kind in a round")
-	rounds := flags.Int("rounds", 5, "rounds of one asking at a time; the table tells of all of them together, and of the best")
+	rounds := flags.Int("rounds", 5, "rounds of one asking at a time, each with the same questions; the table tells of all of them, and of each question's quickest")
 	clients := flags.Int("clients", 4, "how many ask at the same time, in the second round")
 	if err := flags.Parse(args); err != nil {
 		return 2

@@ -235,7 +235,9 @@ func fillRecord(t *testing.T, pool *pgxpool.Pool) {
 	exec(`INSERT INTO jobs (id, kind, project, state, created_at, started_at, finished_at)
 		SELECT p.id, 'promotion', 'app', 'succeeded', r.recorded_at, r.recorded_at, r.recorded_at FROM promotions p JOIN image_records r USING (image)`)
 	exec(`INSERT INTO placements (promotion, image, environment, repository, copied) SELECT id, image, environment, 'prod.example/app', '{}' FROM promotions`)
-	exec(`INSERT INTO stays SELECT * FROM recorded_stays`)
+	exec(`INSERT INTO stays (promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until)
+		SELECT p.id, p.project, p.environment, p.placed, p.image, 'prod.example/app', p.action, p.requested_by, '', '{}', j.finished_at, lead(j.finished_at) OVER (ORDER BY p.placed)
+		FROM promotions p JOIN jobs j USING (id)`)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}

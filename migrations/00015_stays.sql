@@ -3,22 +3,9 @@
 -- An image in an environment, from when until when, was put together from five
 -- tables by every question about it. It is a row of its own now, written in the
 -- transaction that puts the image there. It repeats what promotions, jobs,
--- placements, approvals and decisions say, and they are what the evidence log
--- protects: recorded_stays is what they say, and the database is compared with it
--- whenever it is compared with the whole log.
+-- placements, approvals and decisions say, which the evidence log protects; whoever
+-- compares the database with the whole log compares this with them.
 DROP VIEW stays;
-CREATE VIEW recorded_stays AS
-    SELECT p.id AS promotion, p.project, p.environment, p.placed, p.image, l.repository, p.action, p.requested_by, p.break_glass,
-           coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = p.id AND NOT a.rejected
-                     AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = p.id), a.plan)), '{}') AS approved_by,
-           j.finished_at AS since, nj.finished_at AS until
-    FROM promotions p
-    JOIN jobs j ON j.id = p.id
-    JOIN placements l ON l.promotion = p.id
-    LEFT JOIN promotions n ON n.project = p.project AND n.environment = p.environment AND n.placed = p.placed + 1
-    LEFT JOIN jobs nj ON nj.id = n.id
-    WHERE p.placed IS NOT NULL;
-
 CREATE TABLE stays (
     promotion    text COLLATE "C" PRIMARY KEY REFERENCES promotions,
     project      text COLLATE "C" NOT NULL,
@@ -39,8 +26,17 @@ CREATE TABLE stays (
     UNIQUE (project, environment, placed)
 );
 INSERT INTO stays (promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until)
-    SELECT promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until
-    FROM recorded_stays ORDER BY promotion;
+    SELECT p.id, p.project, p.environment, p.placed, p.image, l.repository, p.action, p.requested_by, p.break_glass,
+           coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = p.id AND NOT a.rejected
+                     AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = p.id), a.plan)), '{}'),
+           j.finished_at, nj.finished_at
+    FROM promotions p
+    JOIN jobs j ON j.id = p.id
+    JOIN placements l ON l.promotion = p.id
+    LEFT JOIN promotions n ON n.project = p.project AND n.environment = p.environment AND n.placed = p.placed + 1
+    LEFT JOIN jobs nj ON nj.id = n.id
+    WHERE p.placed IS NOT NULL
+    ORDER BY p.id;
 CREATE INDEX stays_by_image ON stays (image, since);
 ANALYZE stays;
 

@@ -24,6 +24,9 @@ func NamedSQL(s pipeline.AuditScope, name string, image, pkg int64) (pairs, line
 	return pairs, linesOf(pairs), args
 }
 
+// ChangedStays are the rows of stays that are not what they repeat.
+const ChangedStays = changedStays
+
 // Snapshot runs a query in a snapshot, and says in what transaction that was. It
 // returns the error before it finishes, if there is one.
 func Snapshot(ctx context.Context, s *Store, sql string, fail error, finish bool) (in []string, err error) {

@@ -106,8 +106,21 @@ type stayRow struct {
 const (
 	stayColumns = `s.image, s.placed, s.project, s.environment, s.repository, s.promotion, s.action, s.requested_by, s.break_glass,
 		s.since, s.until, s.approved_by`
-	// stayTable are the columns of the table stays and of the view recorded_stays.
 	stayTable = `promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until`
+	// recordedStays are what the rows of stays must be, column by column: what
+	// promotions, with all that belongs to them, say. Approvals count that are of the plan
+	// which was carried out.
+	recordedStays = `
+		SELECT p.id AS promotion, p.project, p.environment, p.placed, p.image, l.repository, p.action, p.requested_by, p.break_glass,
+		       coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = p.id AND NOT a.rejected
+		                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = p.id), a.plan)), '{}') AS approved_by,
+		       j.finished_at AS since, nj.finished_at AS until
+		FROM promotions p
+		JOIN jobs j ON j.id = p.id
+		JOIN placements l ON l.promotion = p.id
+		LEFT JOIN promotions n ON n.project = p.project AND n.environment = p.environment AND n.placed = p.placed + 1
+		LEFT JOIN jobs nj ON nj.id = n.id
+		WHERE p.placed IS NOT NULL`
 )
 
 func scanStay(row pgx.CollectableRow) (s stayRow, err error) {

@@ -81,7 +81,7 @@ func place(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) (bool, er
 func beginStay(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) error {
 	_, err := tx.Exec(ctx, `
 		WITH began AS (
-			INSERT INTO stays (`+stayTable+`) SELECT `+stayTable+` FROM recorded_stays WHERE promotion = $1 RETURNING since)
+			INSERT INTO stays (`+stayTable+`) `+recordedStays+` AND p.id = $1 RETURNING since)
 		UPDATE stays SET until = began.since FROM began WHERE project = $2 AND environment = $3 AND placed = $4`,
 		string(id), l.project, l.environment, l.placed-1)
 	return wrap(err, "what %s holds", l.environment)

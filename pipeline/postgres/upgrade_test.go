@@ -60,6 +60,11 @@ func TestUpgradeKeepsPromotions(t *testing.T) {
 
 	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal()))
 	s := newStore(t, pool)
+	var changed int
+	check(t, pool.QueryRow(t.Context(), `SELECT count(*) FROM (`+postgres.ChangedStays+`) c`).Scan(&changed))
+	if changed != 0 {
+		t.Errorf("%d stays are not what they repeat", changed)
+	}
 	states, err := s.Environments(t.Context(), "app")
 	check(t, err)
 	if staging, prod := states[0], states[1]; staging.Current.Promotion != "prm_5" || prod.Current.Promotion != "prm_1" ||

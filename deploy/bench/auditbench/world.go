@@ -222,7 +222,10 @@ func (b *bench) fill(ctx context.Context) error {
 	exec(`ALTER TABLE image_packages ADD PRIMARY KEY (image, report, position); ` + indexes)
 	load("findings", []string{"run", "report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path"}, b.findings())
 	b.promotions(load)
-	exec(`INSERT INTO stays SELECT * FROM recorded_stays`)
+	exec(`INSERT INTO stays (promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until)
+		SELECT p.id, p.project, p.environment, p.placed, p.image, l.repository, p.action, p.requested_by, p.break_glass, ARRAY[a.author], j.finished_at,
+			lead(j.finished_at) OVER (PARTITION BY p.project, p.environment ORDER BY p.placed)
+		FROM promotions p JOIN jobs j ON j.id = p.id JOIN placements l ON l.promotion = p.id JOIN approvals a ON a.promotion = p.id`)
 	exec(`INSERT INTO package_firsts (package, project, run)
 		SELECT DISTINCT ON (x.package, i.project) x.package, i.project, i.newest
 		FROM image_packages x JOIN images i ON i.id = x.image ORDER BY x.package, i.project, x.image`)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -132,6 +133,10 @@ func (b *bench) measure(ctx context.Context) error {
 func (b *bench) table(ctx context.Context, rounds, clients int, scan float64) error {
 	questions := b.questions()
 	all, quickest, items := make([][]time.Duration, len(questions)), make([][]time.Duration, len(questions)), make([]float64, len(questions))
+	before, err := processors()
+	if err != nil {
+		return err
+	}
 	for range rounds {
 		for i, q := range questions {
 			took, found, err := b.ask(ctx, q, clients)
@@ -140,7 +145,7 @@ func (b *bench) table(ctx context.Context, rounds, clients int, scan float64) er
 			}
 			all[i] = append(all[i], took...)
 			if quickest[i] == nil {
-				quickest[i] = took
+				quickest[i] = slices.Clone(took)
 			}
 			for k, d := range took {
 				quickest[i][k] = min(quickest[i][k], d)
@@ -156,7 +161,29 @@ func (b *bench) table(ctx context.Context, rounds, clients int, scan float64) er
 		fmt.Fprintf(b.out, "%-44s %6.2f ms %6.2f ms %6.2f ms %6.2f ms %6.2f ms %7.1f %7s %9.0f\n", q.name,
 			ms(all[i], 50), ms(all[i], 99), ms(all[i], 100), ms(quickest[i], 50), ms(quickest[i], 99), items[i], q.mark, scan/ms(all[i], 99))
 	}
+	after, err := processors()
+	if err != nil {
+		return err
+	}
+	if busy := after.busy - before.busy + after.stolen - before.stolen; busy > 0 {
+		fmt.Fprintf(b.out, "of the time that the processors had work, the host gave %.1f %% to others\n", 100*(after.stolen-before.stolen)/busy)
+	}
 	return nil
+}
+
+// times are what the processors did since the machine started, in ticks.
+type times struct{ busy, stolen float64 }
+
+// processors reads /proc/stat, of which proc(5) tells.
+func processors() (t times, err error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return t, err
+	}
+	var user, nice, system, idle, iowait, irq, softirq float64
+	_, err = fmt.Sscanf(string(stat), "cpu %g %g %g %g %g %g %g %g", &user, &nice, &system, &idle, &iowait, &irq, &softirq, &t.stolen)
+	t.busy = user + nice + system + irq + softirq
+	return t, err
 }
 
 // ask asks until there are enough answers, and returns how long each took, in the

@@ -49,7 +49,8 @@ func (s *Store) AuditPackages(ctx context.Context, q pipeline.PackageAuditQuery)
 	return notNil(out), err
 }
 
-// findPage finds the page in the way that fits the question, and packages on the way.
+// findPage finds the page in the way that fits the question. The packages that it had
+// to find for that are found; those of the page that are not among them are unknown.
 func findPage(ctx context.Context, t *snapshot, q pipeline.PackageAuditQuery, plan string, after pair) (page []line, found askedFor, err error) {
 	if plan == planOnce && q.Name != "" && q.PURL == "" && q.Range == "" {
 		if page, found, err = namedPage(ctx, t, q, after); err != nil || len(found) <= fewPackages {
@@ -93,17 +94,17 @@ type asked struct {
 	uncomparable bool
 }
 
-// askedFor are by the packages' numbers.
+// askedFor are what is asked about, by the packages' numbers.
 type askedFor map[int64]asked
 
-// queuePackages asks for packages p, and keeps those that keep wants.
+// queuePackages asks for packages p, and keeps those that keep wants; nil: all.
 func queuePackages(b *pgx.Batch, where string, args []any, keep func(*asked) bool) askedFor {
 	out := askedFor{}
 	b.Queue(`SELECT p.id, p.type, p.name, p.version, p.purl FROM packages p`+where, args...).Query(func(rows pgx.Rows) error {
 		var id int64
-		var c asked
-		_, err := pgx.ForEachRow(rows, []any{&id, &c.Type, &c.Name, &c.Version, &c.PURL}, func() error {
-			if found := c; keep(&found) {
+		var p asked
+		_, err := pgx.ForEachRow(rows, []any{&id, &p.Type, &p.Name, &p.Version, &p.PURL}, func() error {
+			if found := p; keep == nil || keep(&found) {
 				out[id] = found
 			}
 			return nil
@@ -112,8 +113,6 @@ func queuePackages(b *pgx.Batch, where string, args []any, keep func(*asked) boo
 	})
 	return out
 }
-
-func all(*asked) bool { return true }
 
 // findPackages finds the package versions that are asked about.
 func findPackages(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery) (askedFor, error) {
@@ -137,16 +136,16 @@ func findPackages(ctx context.Context, t *snapshot, query pipeline.PackageAuditQ
 		}
 	}
 	b := &pgx.Batch{}
-	found := queuePackages(b, w.sql(), w.args, func(c *asked) bool {
-		if query.PURL != "" && !wanted.covers(c.PURL) {
+	found := queuePackages(b, w.sql(), w.args, func(p *asked) bool {
+		if query.PURL != "" && !wanted.covers(p.PURL) {
 			return false
 		}
 		if query.Range == "" {
 			return true
 		}
-		holds, err := among.Holds(versions.Of(c.PURL, c.Type), c.Version)
-		c.uncomparable = err != nil
-		return holds || c.uncomparable
+		holds, err := among.Holds(versions.Of(p.PURL, p.Type), p.Version)
+		p.uncomparable = err != nil
+		return holds || p.uncomparable
 	})
 	return found, t.send(ctx, b)
 }
@@ -170,7 +169,7 @@ func named(query pipeline.PackageAuditQuery) (w where) {
 func namedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery, after pair) ([]line, askedFor, error) {
 	b := &pgx.Batch{}
 	w := named(query)
-	found := queuePackages(b, w.sql()+` LIMIT `+w.arg(fewPackages+1), w.args, all)
+	found := queuePackages(b, w.sql()+` LIMIT `+w.arg(fewPackages+1), w.args, nil)
 	sql, args := namedPairs(query, after)
 	page := queuePage(b, sql, args)
 	err := t.send(ctx, b)
@@ -363,7 +362,7 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor
 	t.plan(planOnce)
 	b := &pgx.Batch{}
 	if slices.ContainsFunc(packages, func(id int64) bool { _, ok := known[id]; return !ok }) {
-		known = queuePackages(b, ` WHERE p.id = ANY($1)`, []any{packages}, all)
+		known = queuePackages(b, ` WHERE p.id = ANY($1)`, []any{packages}, nil)
 	}
 	text := func(rows pgx.Rows, id *int64) (s string, err error) { return s, rows.Scan(id, &s) }
 	path := queueBy(b, `SELECT id, path FROM paths WHERE id = ANY($1)`, paths, text)
@@ -379,8 +378,8 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor
 	}
 	out := make([]pipeline.PackageAudit, len(page))
 	for i, l := range page {
-		c, isKnown := known[l.pkg]
-		p := c.Package
+		about, isKnown := known[l.pkg]
+		p := about.Package
 		at, hasPath := path[l.path]
 		in, hasLayer := layer[l.layer]
 		hasLicenses := true
@@ -394,7 +393,7 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor
 		slices.Sort(l.platforms)
 		out[i] = pipeline.PackageAudit{ID: fmt.Sprintf("%d-%d", l.image, l.pkg),
 			Project: l.project, Image: l.subject, Platforms: l.platforms, Run: pipeline.RunID(l.run), Commit: l.commit, RecordedAt: l.recordedAt,
-			Package: p, Uncomparable: c.uncomparable, First: first[inProject{l.pkg, l.project}],
+			Package: p, Uncomparable: about.uncomparable, First: first[inProject{l.pkg, l.project}],
 			Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: notNil(covering[i])}
 	}
 	return out, nil

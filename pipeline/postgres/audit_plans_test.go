@@ -149,6 +149,21 @@ func (c counted) read(t *testing.T) (n float64) {
 	return n
 }
 
+// allPages asks, within everything, until there are no more, in pages of 700.
+func allPages(t *testing.T, s *postgres.Store, q pipeline.PackageAuditQuery) (all []pipeline.PackageAudit) {
+	t.Helper()
+	q.AuditScope = pipeline.AuditScope{Reach: everything, Page: pipeline.Page{Limit: 700}}
+	for {
+		uses, err := s.AuditPackages(t.Context(), q)
+		check(t, err)
+		if len(uses) == 0 {
+			return all
+		}
+		all = append(all, uses...)
+		q.Page.After = uses[len(uses)-1].ID
+	}
+}
+
 // TestAuditThousandsOfVersions: a name that thousands of versions have is found image
 // by image, and gives the same list.
 func TestAuditThousandsOfVersions(t *testing.T) {
@@ -161,18 +176,10 @@ func TestAuditThousandsOfVersions(t *testing.T) {
 	}
 	release(t, s, "app", "one", many[:2000], nil)
 	ask := func() (ids []string) {
-		q := pipeline.PackageAuditQuery{Name: "often", AuditScope: pipeline.AuditScope{Reach: everything, Page: pipeline.Page{Limit: 700}}}
-		for {
-			uses, err := s.AuditPackages(t.Context(), q)
-			check(t, err)
-			if len(uses) == 0 {
-				return ids
-			}
-			for _, u := range uses {
-				ids = append(ids, u.ID)
-			}
-			q.Page.After = ids[len(ids)-1]
+		for _, u := range allPages(t, s, pipeline.PackageAuditQuery{Name: "often"}) {
+			ids = append(ids, u.ID)
 		}
+		return ids
 	}
 	before := ask()
 	release(t, s, "app", "two", many[2000:], nil)
@@ -197,25 +204,18 @@ func TestAuditLicencesOfThousands(t *testing.T) {
 	web := release(t, s, "web", "web", append(many[2:4:4], debianPackage("other", "1", "ISC")), nil)
 	q := pipeline.PackageAuditQuery{License: "MIT", AuditScope: pipeline.AuditScope{Reach: everything, Page: pipeline.Page{Limit: 700}}}
 	count := map[pipeline.Digest]int{}
-	for last := ""; ; {
-		uses, err := s.AuditPackages(t.Context(), q)
-		check(t, err)
-		if len(uses) == 0 {
-			break
+	last := ""
+	for _, u := range allPages(t, s, q) {
+		if u.ID == last || u.Package.Name == "other" {
+			t.Fatalf("%s again, or %s", u.ID, u.Package.Name)
 		}
-		for _, u := range uses {
-			if u.ID == last || u.Package.Name == "other" {
-				t.Fatalf("%s again, or %s", u.ID, u.Package.Name)
-			}
-			last = u.ID
-			count[u.Image.Digest]++
-		}
-		q.Page.After = last
+		last = u.ID
+		count[u.Image.Digest]++
 	}
 	if count[one.Built.Image.Digest] != 2500 || count[two.Built.Image.Digest] != 3 || count[web.Built.Image.Digest] != 2 {
 		t.Errorf("counted %v", count)
 	}
-	q.Page.After, q.Project = "", "web"
+	q.Project = "web"
 	uses, err := s.AuditPackages(t.Context(), q)
 	check(t, err)
 	if len(uses) != 2 {

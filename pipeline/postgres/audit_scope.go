@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -73,70 +72,6 @@ func inScope(w *where, s pipeline.AuditScope) bool {
 		}
 	}
 	return len(w.conds) > before
-}
-
-// queueStays asks where images were, in order, by the image's number; placesOf
-// completes what it finds.
-func queueStays(b *pgx.Batch, images []int64) map[int64][]pipeline.Stay {
-	out := map[int64][]pipeline.Stay{}
-	b.Queue(`SELECT `+stayColumns+`, '', '' FROM stays s WHERE s.image = ANY($1) ORDER BY s.since, s.promotion`, images).Query(func(rows pgx.Rows) error {
-		found, err := pgx.CollectRows(rows, scanStay)
-		for _, s := range found {
-			out[s.image] = append(out[s.image], s.Stay)
-		}
-		return wrap(err, "where they were promoted")
-	})
-	return out
-}
-
-// placesOf adds to an image's stays what is known of the image.
-func placesOf(stays []pipeline.Stay, digest pipeline.Digest, commit string) []pipeline.Stay {
-	for i := range stays {
-		stays[i].Image.Digest, stays[i].Commit = digest, commit
-	}
-	return notNil(stays)
-}
-
-// stayRow is a stay with the numbers that Stay has not.
-type stayRow struct {
-	pipeline.Stay
-	image, placed int64
-}
-
-const (
-	stayColumns = `s.image, s.placed, s.project, s.environment, s.repository, s.promotion, s.action, s.requested_by, s.break_glass,
-		s.since, s.until, s.approved_by`
-	stayTable = `promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until`
-	// recordedStays are what the rows of stays must be, column by column: what
-	// promotions, with all that belongs to them, say. Approvals count that are of the plan
-	// which was carried out.
-	recordedStays = `
-		SELECT p.id AS promotion, p.project, p.environment, p.placed, p.image, l.repository, p.action, p.requested_by, p.break_glass,
-		       coalesce((SELECT array_agg(a.author ORDER BY a.seq) FROM approvals a WHERE a.promotion = p.id AND NOT a.rejected
-		                 AND a.plan = coalesce((SELECT d.decision ->> 'plan' FROM decisions d WHERE d.job = p.id), a.plan)), '{}') AS approved_by,
-		       j.finished_at AS since, nj.finished_at AS until
-		FROM promotions p
-		JOIN jobs j ON j.id = p.id
-		JOIN placements l ON l.promotion = p.id
-		LEFT JOIN promotions n ON n.project = p.project AND n.environment = p.environment AND n.placed = p.placed + 1
-		LEFT JOIN jobs nj ON nj.id = n.id
-		WHERE p.placed IS NOT NULL`
-)
-
-func scanStay(row pgx.CollectableRow) (s stayRow, err error) {
-	err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Promotion),
-		&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.ApprovedBy, (*string)(&s.Image.Digest), &s.Commit)
-	s.Since, s.Until = s.Since.UTC(), utc(s.Until)
-	return s, err
-}
-
-func listStays(ctx context.Context, q querier, w where, order string) ([]stayRow, error) {
-	rows, err := q.Query(ctx, `SELECT `+stayColumns+`, i.digest, r.commit_sha
-		FROM stays s JOIN images i ON i.id = s.image JOIN image_records r ON r.run = i.newest`+w.sql()+order, w.args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, scanStay)
 }
 
 // cursor is the id of an item that is known by several values. Whoever sends one

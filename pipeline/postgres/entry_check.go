@@ -398,16 +398,6 @@ func (c *rowChecker) unnamed(ctx context.Context) error {
 	return nil
 }
 
-// changedStays are the rows of stays that are not what they repeat. What that is
-// stands here, and not in the database where somebody could change it.
-const changedStays = `
-	SELECT coalesce(s.promotion, r.promotion),
-	       CASE WHEN s.promotion IS NULL THEN 'the row is gone' WHEN r.promotion IS NULL THEN 'nothing was placed by this promotion'
-	            ELSE 'the row is not what the promotion, its job, its placement, its approvals and the promotion after it say' END
-	FROM (SELECT ` + stayTable + ` FROM stays) s FULL JOIN (` + recordedStays + `) r ON r.promotion = s.promotion
-	WHERE s.promotion IS NULL OR r.promotion IS NULL OR ROW(s.*) IS DISTINCT FROM ROW(r.*)
-	ORDER BY 1`
-
 // repeated compares stays with what it repeats.
 func (c *rowChecker) repeated(ctx context.Context) error {
 	rows, err := c.tx.Query(ctx, changedStays+` LIMIT $1`, maxChecks)

@@ -76,17 +76,6 @@ func place(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) (bool, er
 	return true, l.set(ctx, tx)
 }
 
-// beginStay keeps that the lane holds since the promotion's end what it placed, and
-// not any more what it held before.
-func beginStay(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) error {
-	_, err := tx.Exec(ctx, `
-		WITH began AS (
-			INSERT INTO stays (`+stayTable+`) `+recordedStays+` AND p.id = $1 RETURNING since)
-		UPDATE stays SET until = began.since FROM began WHERE project = $2 AND environment = $3 AND placed = $4`,
-		string(id), l.project, l.environment, l.placed-1)
-	return wrap(err, "what %s holds", l.environment)
-}
-
 func (s *Store) insertTags(ctx context.Context, tx pgx.Tx, j job, moves []pipeline.TagMove) error {
 	ids := make([]int64, len(moves))
 	for i, m := range moves {

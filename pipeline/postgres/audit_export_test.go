@@ -14,7 +14,7 @@ import (
 func PackagesFirstSQL(s pipeline.AuditScope, ids []int64, image, pkg int64) (pairs, lines string, args []any) {
 	w := where{}
 	inScope(&w, s)
-	pairs = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, len(ids), pair{image, pkg})
+	pairs = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, pair{image, pkg})
 	return pairs, linesOf(pairs), w.args
 }
 

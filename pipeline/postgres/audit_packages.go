@@ -180,7 +180,7 @@ func namedPairs(query pipeline.PackageAuditQuery, after pair) (sql string, args 
 	packages := named(query)
 	w := where{args: packages.args}
 	some := `(SELECT p.id FROM packages p` + packages.sql() + ` LIMIT ` + w.arg(fewPackages) + `) c (id)`
-	sql = packagesFirst(&w, query.Page.Limit, some, fewPackages, after)
+	sql = packagesFirst(&w, query.Page.Limit, some, after)
 	return sql, w.args
 }
 
@@ -301,7 +301,7 @@ func packagePage(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []
 		}
 	}
 	if sql == "" {
-		sql = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, len(ids), after)
+		sql = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, after)
 	}
 	return pageOf(ctx, t, sql, w.args)
 }
@@ -315,26 +315,32 @@ func imagesIn(ctx context.Context, t *snapshot, w where, after pair) ([]int64, e
 	return collect(ctx, t, pgx.RowTo[int64], `SELECT i.id FROM images i`+w.sql()+` LIMIT `+w.arg(fewImages+1), w.args...)
 }
 
-// packagesFirst asks each of at most n packages c for its newest images, so that no
-// more than a page of index entries is read of any, and only of those packages whose
-// newest image can be on the page. The conditions of w are about x, an entry.
-func packagesFirst(w *where, limit int, packages string, n int, after pair) string {
-	scope := strings.Join(append([]string{""}, w.conds...), " AND ")
+// packagesFirst asks packages c for their newest images: only those packages whose
+// newest can be on the page, and only for images that can. Which those are a few of
+// the packages tell, each with its quarter of a page: where they fill a page, whatever
+// is before its last image is not on the page that is looked for. The conditions of w
+// are about x, an entry.
+func packagesFirst(w *where, limit int, packages string, after pair) string {
+	const few = 8
+	entries := strings.Join(append([]string{"x.package = c.id"}, w.conds...), " AND ")
 	if after.image != 0 {
 		image, pkg := w.arg(after.image), w.arg(after.pkg)
-		scope = fmt.Sprintf(" AND x.image <= CASE WHEN c.id < %[2]s THEN %[1]s::bigint ELSE %[1]s::bigint - 1 END", image, pkg) + scope
+		entries += fmt.Sprintf(" AND x.image <= CASE WHEN c.id < %[2]s THEN %[1]s::bigint ELSE %[1]s::bigint - 1 END", image, pkg)
 	}
-	most := w.arg(limit)
-	if n > limit {
-		packages = `(
-			SELECT c.id FROM ` + packages + `, LATERAL (
-				SELECT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT 1) x
-			ORDER BY x.image DESC, c.id DESC LIMIT ` + most + `) c`
-	}
-	return `
-		SELECT x.image, c.id FROM ` + packages + `, LATERAL (
-			SELECT DISTINCT x.image FROM image_packages x WHERE x.package = c.id` + scope + ` ORDER BY x.image DESC LIMIT ` + most + `) x
-		ORDER BY x.image DESC, c.id DESC LIMIT ` + most
+	most, quarter, last := w.arg(limit), w.arg((limit+3)/4), w.arg(limit-1)
+	return fmt.Sprintf(`
+		WITH newest (package, image) AS MATERIALIZED (
+			SELECT c.id, x.image FROM %[1]s, LATERAL (
+				SELECT x.image FROM image_packages x WHERE %[2]s ORDER BY x.image DESC LIMIT 1) x
+			ORDER BY x.image DESC, c.id DESC LIMIT %[3]s),
+		least (image) AS MATERIALIZED (
+			SELECT coalesce((SELECT x.image FROM (SELECT package FROM newest LIMIT %[6]d) AS c (id), LATERAL (
+				SELECT x.image FROM image_packages x WHERE %[2]s GROUP BY x.image ORDER BY x.image DESC LIMIT %[4]s) x
+			ORDER BY x.image DESC OFFSET %[5]s LIMIT 1), 0))
+		SELECT x.image, c.id FROM least, newest AS c (id, image), LATERAL (
+			SELECT x.image FROM image_packages x WHERE %[2]s AND x.image >= least.image GROUP BY x.image ORDER BY x.image DESC LIMIT %[3]s) x
+		WHERE c.image >= least.image
+		ORDER BY x.image DESC, c.id DESC LIMIT %[3]s`, packages, entries, most, quarter, last, few)
 }
 
 // imagesFirst asks each of few images for the packages.

@@ -217,8 +217,8 @@ func fillRecord(t *testing.T, pool *pgxpool.Pool) {
 	exec(`INSERT INTO projects (name, version) VALUES ('app', 1)`)
 	exec(`INSERT INTO images (id, project, digest, newest) OVERRIDING SYSTEM VALUE
 		SELECT i, 'app', 'sha256:' || lpad(to_hex(i), 64, '0'), 'run_' || lpad(i::text, 20, '0') FROM generate_series(1, $1) i`, images)
-	exec(`INSERT INTO image_records (run, image, project, repository, commit_sha, plan_digest, built, scanned_at, scanner, db_reference, db_digest, db_updated_at, recorded_at)
-		SELECT newest, id, project, 'dev.example/app', substr(digest, 32), 'p', '{}', t, 'trivy', 'db', digest, t, t
+	exec(`INSERT INTO image_records (run, image, digest, project, repository, commit_sha, plan_digest, built, scanned_at, scanner, db_reference, db_digest, db_updated_at, recorded_at)
+		SELECT newest, id, digest, project, 'dev.example/app', substr(digest, 32), 'p', '{}', t, 'trivy', 'db', digest, t, t
 		FROM images, LATERAL (SELECT timestamptz '2026-01-01' + id * interval '1 minute' AS t) x`)
 	exec(`INSERT INTO packages (id, key, type, name, version, purl) OVERRIDING SYSTEM VALUE
 		SELECT i, sha256(convert_to(i::text, 'UTF8')), 'node-pkg', name, version, 'pkg:npm/' || name || '@' || version FROM (
@@ -229,7 +229,7 @@ func fillRecord(t *testing.T, pool *pgxpool.Pool) {
 	exec(`INSERT INTO image_packages (image, report, position, platform, package, path, layer, licenses)
 		SELECT i.id, r, p.id, 'linux/' || ('{amd64,arm64}'::text[])[r + 1], p.id, 1, i.id, 1
 		FROM images i, packages p, generate_series(0, 1) r WHERE p.id <= $1 AND (r = 0 OR i.id % 7 = 0) OR p.id > $1 AND i.id <= $2 AND r = 0`, versionsEach, fewItems/versionsEach)
-	exec(`INSERT INTO package_firsts (package, project, run) SELECT id, 'app', 'run_' || lpad('1', 20, '0') FROM packages`)
+	exec(`INSERT INTO package_firsts (package, project, record) SELECT p.id, 'app', r.number FROM packages p, image_records r WHERE r.image = 1`)
 	exec(`INSERT INTO promotions (id, project, image, repository, environment, requested_by, placed)
 		SELECT 'prm_' || lpad(id::text, 20, '0'), 'app', id, 'dev.example/app', 'prod', 'grace', id / $1 FROM images WHERE id % $1 = 0`, promotedEach)
 	exec(`INSERT INTO jobs (id, kind, project, state, created_at, started_at, finished_at)

@@ -24,8 +24,11 @@ func NamedSQL(s pipeline.AuditScope, name string, image, pkg int64) (pairs, line
 	return pairs, linesOf(pairs), args
 }
 
-// ChangedStays are the rows of stays that are not what they repeat.
-const ChangedStays = changedStays
+// The rows that are not what they repeat.
+const (
+	ChangedStays   = changedStays
+	ChangedRecords = changedRecords
+)
 
 // Snapshot runs a query in a snapshot, and says in what transaction that was. It
 // returns the error before it finishes, if there is one.

@@ -78,8 +78,8 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 		       o.run, o.commit_sha, o.digest, o.at
 		FROM page p JOIN images i ON i.id = p.image JOIN image_records r ON r.run = p.run LEFT JOIN image_matches m ON m.run = p.run
 		LEFT JOIN LATERAL (
-			SELECT o.run, o.commit_sha, b.digest, o.recorded_at AS at FROM packages k
-			JOIN package_firsts f ON f.package = k.id AND f.project = i.project JOIN image_records o ON o.run = f.run JOIN images b ON b.id = o.image
+			SELECT o.run, o.commit_sha, o.digest, o.recorded_at AS at FROM packages k
+			JOIN package_firsts f ON f.package = k.id AND f.project = i.project JOIN image_records o ON o.number = f.record
 			WHERE left(k.name, 200) = left(p.package, 200) AND left(k.version, 200) = left(p.version, 200) AND k.name = p.package AND k.version = p.version
 			ORDER BY o.recorded_at, o.run LIMIT 1) o ON true
 		ORDER BY p.run DESC, p.place`, append([]any{fresh}, w.args...)...)

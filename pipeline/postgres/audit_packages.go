@@ -250,10 +250,10 @@ func queuePage(b *pgx.Batch, pairs string, args []any) *[]line {
 func linesOf(pairs string) string {
 	return `
 		WITH page (image, package) AS MATERIALIZED (` + pairs + `)
-		SELECT p.image, p.package, x.platform, x.path, x.layer, x.licenses, i.project, i.repository, i.digest, i.run, i.commit_sha, i.recorded_at
+		SELECT p.image, p.package, x.platform, x.path, x.layer, x.licenses, r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
 		FROM page p LEFT JOIN LATERAL (
-			SELECT i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at
-			FROM images i JOIN image_records r ON r.run = i.newest WHERE i.id = p.image LIMIT 1) i ON true, LATERAL (
+			SELECT r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
+			FROM image_records r WHERE r.image = p.image ORDER BY r.number DESC LIMIT 1) r ON true, LATERAL (
 			SELECT DISTINCT ON (x.report) x.report, x.platform, x.path, x.layer, x.licenses
 			FROM image_packages x WHERE x.package = p.package AND x.image = p.image ORDER BY x.report, x.position) x
 		ORDER BY p.image DESC, p.package DESC, x.report`
@@ -441,11 +441,10 @@ func queueFirsts(b *pgx.Batch, packages []int64, projects []string) map[inProjec
 		packages, projects = append(packages, at.pkg), append(projects, at.project)
 	}
 	b.Queue(`
-		SELECT u.package, u.project, r.run, r.commit_sha, i.digest, r.recorded_at
+		SELECT u.package, u.project, r.run, r.commit_sha, r.digest, r.recorded_at
 		FROM unnest($1::bigint[], $2::text[]) AS u (package, project)
 		JOIN package_firsts f ON f.package = u.package AND f.project = u.project
-		JOIN image_records r ON r.run = f.run
-		JOIN images i ON i.id = r.image`, packages, projects).Query(func(rows pgx.Rows) error {
+		JOIN image_records r ON r.number = f.record`, packages, projects).Query(func(rows pgx.Rows) error {
 		var at inProject
 		var o pipeline.Origin
 		_, err := pgx.ForEachRow(rows, []any{&at.pkg, &at.project, (*string)(&o.Run), &o.Commit, (*string)(&o.Digest), &o.At}, func() error {

@@ -241,8 +241,15 @@ func TestAuditScopesOfEverySize(t *testing.T) {
 		COMMIT;
 		INSERT INTO packages (key, type, name, version, purl)
 		SELECT sha256(i::text::bytea), 'debian', 'openssl', 'v' || i, '' FROM generate_series(1, 8) i;
+		INSERT INTO jobs (id, kind, project, state, started_at, finished_at)
+		SELECT 'run_' || lpad(i::text, 20, '0'), 'run', CASE WHEN i % 1000 = 0 THEN 'p1' WHEN i % 20 = 0 THEN 'p2' ELSE 'p3' END, 'succeeded', now(), now() FROM generate_series(1, 54000) i;
+		INSERT INTO runs (id, event_key, ref, event) SELECT id, sha256(id::bytea), 'refs/heads/main', '{}' FROM jobs WHERE id LIKE 'run_000%';
+		BEGIN; SET CONSTRAINTS ALL DEFERRED;
 		INSERT INTO images (project, digest, newest)
-		SELECT CASE WHEN i % 1000 = 0 THEN 'p1' WHEN i % 20 = 0 THEN 'p2' ELSE 'p3' END, 'sha256:' || encode(sha256(i::text::bytea), 'hex'), (SELECT id FROM runs) FROM generate_series(1, 54000) i;
+		SELECT project, 'sha256:' || encode(sha256(id::bytea), 'hex'), id FROM jobs WHERE id LIKE 'run_000%' ORDER BY id;
+		INSERT INTO image_records (run, image, digest, project, repository, commit_sha, plan_digest, built, scanned_at, scanner, db_reference, db_digest, db_updated_at)
+		SELECT newest, id, digest, project, 'dev.example/app', 'c', 'p', '{}', now(), 's', 'r', 'd', now() FROM images WHERE newest LIKE 'run_000%';
+		COMMIT;
 		INSERT INTO image_packages (image, report, position, platform, package, path, layer)
 		SELECT i.id, 0, n, 'linux/amd64', p.id, 1, 1 FROM images i, generate_series(10, 11) n,
 			LATERAL (SELECT id FROM packages WHERE name = 'openssl' AND version = 'v' || (i.id * n) % 8 + 1) p WHERE i.id % 3 > 0;

@@ -10,16 +10,16 @@ import (
 
 // insertOrigins notes what the record is the first in its project to contain, and
 // the licences that it found. Rows go in in one order everywhere, as packages do.
-func insertOrigins(ctx context.Context, tx pgx.Tx, rec pipeline.ImageRecord, ids map[[32]byte]int64) error {
+func insertOrigins(ctx context.Context, tx pgx.Tx, record int64, rec pipeline.ImageRecord, ids map[[32]byte]int64) error {
 	all := make([]int64, 0, len(ids))
 	for _, id := range ids {
 		all = append(all, id)
 	}
 	_, err := tx.Exec(ctx, `
-		INSERT INTO package_firsts (package, project, run)
+		INSERT INTO package_firsts (package, project, record)
 		SELECT p, $1, $3 FROM unnest($2::bigint[]) AS p
 		WHERE NOT EXISTS (SELECT FROM package_firsts f WHERE f.package = p AND f.project = $1) ORDER BY p
-		ON CONFLICT DO NOTHING`, rec.Project, all, string(rec.Run))
+		ON CONFLICT DO NOTHING`, rec.Project, all, record)
 	if err != nil {
 		return wrap(err, "where packages come from")
 	}

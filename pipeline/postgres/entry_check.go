@@ -398,13 +398,17 @@ func (c *rowChecker) unnamed(ctx context.Context) error {
 	return nil
 }
 
-// repeated compares stays with what it repeats.
+// repeated compares what is repeated for questions with what it repeats.
 func (c *rowChecker) repeated(ctx context.Context) error {
-	rows, err := c.tx.Query(ctx, changedStays+` LIMIT $1`, maxChecks)
-	if err != nil {
-		return err
+	for _, repeats := range []struct{ table, changed string }{{"stays", changedStays}, {"image_records", changedRecords}} {
+		rows, err := c.tx.Query(ctx, repeats.changed+` LIMIT $1`, maxChecks)
+		if err != nil {
+			return err
+		}
+		found := pipeline.RowCheck{Table: repeats.table, Entry: -1}
+		if _, err = pgx.ForEachRow(rows, []any{&found.Key, &found.Problem}, func() error { return c.add(found) }); err != nil {
+			return err
+		}
 	}
-	found := pipeline.RowCheck{Table: "stays", Entry: -1}
-	_, err = pgx.ForEachRow(rows, []any{&found.Key, &found.Problem}, func() error { return c.add(found) })
-	return err
+	return nil
 }

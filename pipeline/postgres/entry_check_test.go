@@ -25,6 +25,7 @@ func evidence(t testing.TB, s *postgres.Store) {
 	app := pipelinetest.SampleProject("app")
 	finding := pipeline.Finding{ID: "CVE-1", Severity: pipeline.SeverityHigh, Package: "crypto", Version: "v1"}
 	one := release(t, s, "app", "one", []pipeline.Package{pkg("crypto", "v1"), pkg("text", "v2")}, []pipeline.Finding{finding}, "1.0.0", "latest")
+	recordAgain(t, s, release(t, s, "app", "again", nil, nil), pipeline.VulnerabilityDatabase{UpdatedAt: time.Now()})
 	two := release(t, s, "app", "two", []pipeline.Package{pkg("crypto", "v3")}, nil, "latest")
 	p := promote(t, s, one, "prod", "grace")
 	place(t, s, p)
@@ -118,7 +119,7 @@ var children = map[string]string{
 // change with the work on a job, or they are keys that lead from one table to
 // another and are there once more as what they stand for.
 var unwatched = []string{"jobs.last_seq", "jobs.queue_job", "jobs.wake_at", "promotions.kind", "promotions.behind", "promotions.nudged", "runs.kind",
-	"lanes.inside", "packages.id", "packages.key", "paths.key", "layers.key", "license_lists.key", "stages.reason",
+	"lanes.inside", "image_records.number", "image_records.digest", "packages.id", "packages.key", "paths.key", "layers.key", "license_lists.key", "stages.reason",
 	"image_matches.rematch", "image_matches.matched", "image_matches.matched_at", "image_matches.failed"}
 
 // columns lists what is watched of the tables, but for their keys.
@@ -211,6 +212,13 @@ func (a *attacker) row(table string) (key string, index int64) {
 	return key, index
 }
 
+// newest is the run of an image's newest record.
+func (a *attacker) newest(image string) (run string) {
+	a.Helper()
+	check(a, a.pool.QueryRow(a.Context(), `SELECT newest FROM images WHERE id = $1::bigint`, image).Scan(&run))
+	return run
+}
+
 // in does something to the tables, lets look see what comes of it, and puts all
 // back as it was.
 func (a *attacker) in(tables []string, do, look func()) {
@@ -253,14 +261,6 @@ func (a *attacker) findsFrom(from int64, what string, want ...string) []pipeline
 	found, err := a.s.CheckRows(a.Context(), from, a.size)
 	check(a, err)
 	var got []string
-	// Whoever changes what a stay repeats makes the stay another one.
-	repeats := func(row string) bool {
-		table, _, _ := strings.Cut(row, " ")
-		return slices.Contains([]string{"promotions", "jobs", "placements", "approvals", "decisions"}, table)
-	}
-	if slices.ContainsFunc(want, repeats) {
-		found = slices.DeleteFunc(found, func(f pipeline.RowCheck) bool { return f.Table == "stays" })
-	}
 	for _, f := range found {
 		got = append(got, fmt.Sprintf("%s %s %d", f.Table, f.Key, f.Entry))
 	}
@@ -300,9 +300,16 @@ func TestCheckRowsFindsChanges(t *testing.T) {
 			}
 		}, func() {
 			if parent == "" {
-				for _, f := range a.finds(c.Table+"."+c.Name, fmt.Sprint(table, " ", key, " ", index)) {
-					if c.Table == "stages" && c.Name == "state" {
-						continue // it is no gate's answer any more
+				want := []string{fmt.Sprint(table, " ", key, " ", index)}
+				switch c.Table + "." + c.Name { // some are repeated elsewhere
+				case "images.digest":
+					want = append(want, "image_records "+a.newest(key)+" -1")
+				case "placements.repository":
+					want = append(want, "stays "+key+" -1")
+				}
+				for _, f := range a.finds(c.Table+"."+c.Name, want...) {
+					if c.Table == "stages" && c.Name == "state" || f.Entry == -1 {
+						continue // it is no gate's answer any more; or it repeats the row
 					}
 					if f.Want == "" || f.Have == "" || f.Want == f.Have || f.Problem != "the row was changed, and no entry says so" {
 						t.Errorf("%s.%s: %+v", c.Table, c.Name, f)
@@ -340,6 +347,8 @@ func TestCheckRowsFindsRemovedAndForged(t *testing.T) {
 				var recorded int64
 				check(t, a.pool.QueryRow(t.Context(), `SELECT index FROM log_entries WHERE kind = 'image.recorded' AND subject = $1`, key).Scan(&recorded))
 				want = append(want, fmt.Sprint("image_records ", key, " ", recorded))
+			case "placements":
+				want = append(want, "stays "+key+" -1")
 			}
 			for _, f := range a.finds("a row of "+table+" removed", want...) {
 				if f.Table == table && (f.Have != "" || f.Problem != "the row is gone, and no entry says so") {
@@ -357,13 +366,44 @@ func TestCheckRowsFindsRemovedAndForged(t *testing.T) {
 				RETURNING `+postgres.NameOf(table), key).Scan(&forged)
 			check(t, err)
 		}, func() {
-			for _, f := range a.finds("a row of "+table+" forged", fmt.Sprint(table, " ", forged, " -1")) {
+			want := []string{fmt.Sprint(table, " ", forged, " -1")}
+			if table == "image_records" { // of two with a number, none is the newest
+				want = append(want, "image_records "+key+" -1")
+			}
+			for _, f := range a.finds("a row of "+table+" forged", want...) {
+				if f.Key != forged {
+					continue
+				}
 				if f.Want != "" || f.Have == "" || f.Problem != "no entry describes the row" {
 					t.Errorf("a row of %s forged: %+v", table, f)
 				}
 			}
 		})
 	}
+	a.finds("in the end")
+}
+
+// TestCheckRowsComparesRecords changes what a record repeats of its image, and which is
+// the newest of an image's records.
+func TestCheckRowsComparesRecords(t *testing.T) {
+	a := newAttacker(t)
+	var older, newest string
+	check(t, a.pool.QueryRow(t.Context(), `SELECT o.run, i.newest FROM images i JOIN image_records o ON o.image = i.id AND o.run <> i.newest LIMIT 1`).Scan(&older, &newest))
+	for _, run := range []string{older, newest} {
+		a.in([]string{"image_records"}, func() { a.exec(`UPDATE image_records SET digest = digest || 'x' WHERE run = $1`, run) }, func() {
+			if found := a.finds("a record's digest", "image_records "+run+" -1"); len(found) == 1 && found[0].Problem != "the digest is not that of the image" {
+				t.Errorf("found %+v", found)
+			}
+		})
+	}
+	a.in([]string{"image_records"}, func() {
+		a.exec(`UPDATE image_records SET number = number + 1000 WHERE run = $1`, older)
+	}, func() {
+		if found := a.finds("an older record is the newest", "image_records "+newest+" -1"); len(found) == 1 && !strings.Contains(found[0].Problem, "not the highest") {
+			t.Errorf("found %+v", found)
+		}
+		a.findsFrom(1, "the same, not from the start")
+	})
 	a.finds("in the end")
 }
 

@@ -23,10 +23,11 @@ func (s *Store) RecordImage(ctx context.Context, c pipeline.Claim, rec pipeline.
 		if err != nil {
 			return wrap(err, "image %s", rec.Built.Image)
 		}
-		if err := insertRecord(ctx, tx, image, rec); err != nil {
+		record, err := insertRecord(ctx, tx, image, rec)
+		if err != nil {
 			return wrap(err, "image %s", rec.Built.Image)
 		}
-		if err := insertReports(ctx, tx, image, rec); err != nil {
+		if err := insertReports(ctx, tx, image, record, rec); err != nil {
 			return wrap(err, "report on %s", rec.Built.Image)
 		}
 		if err := insertVerified(ctx, tx, c.Job, rec.Verified); err != nil {
@@ -60,37 +61,48 @@ func insertImage(ctx context.Context, tx pgx.Tx, rec pipeline.ImageRecord) (id i
 	return id, nil
 }
 
-func insertRecord(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.ImageRecord) error {
+// changedRecords are the rows of image_records that do not repeat their image's digest,
+// or whose number does not tell that they are its newest. Questions go by both.
+const changedRecords = `
+	SELECT r.run, CASE WHEN r.digest IS DISTINCT FROM i.digest THEN 'the digest is not that of the image' ELSE 'it is the image''s newest record, and its number is not the highest' END
+	FROM image_records r JOIN images i ON i.id = r.image
+	WHERE r.digest IS DISTINCT FROM i.digest
+		OR r.run = i.newest AND EXISTS (SELECT FROM image_records o WHERE o.image = r.image AND o.number >= r.number AND o.run <> r.run)
+	ORDER BY 1`
+
+// insertRecord returns the number of the record, which is higher than those of the
+// image's other ones: the image is locked.
+func insertRecord(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.ImageRecord) (number int64, err error) {
 	built, err := document(rec.Built)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var provenance []byte
 	if len(rec.Provenance) > 0 {
 		if provenance, err = document(rec.Provenance); err != nil {
-			return wrap(err, "provenance")
+			return 0, wrap(err, "provenance")
 		}
 	}
 	plan, err := planDigest(rec.Built.Source)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	db := rec.Report.Database
-	_, err = tx.Exec(ctx, `
-		INSERT INTO image_records (run, image, project, repository, commit_sha, plan_digest, built, provenance,
+	err = tx.QueryRow(ctx, `
+		INSERT INTO image_records (run, image, digest, project, repository, commit_sha, plan_digest, built, provenance,
 			scanned_at, scanner, db_reference, db_digest, db_updated_at, recorded_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, clock_timestamp())`,
-		string(rec.Run), image, rec.Project, rec.Built.Image.Repository, rec.Built.Source.Commit, plan, built, provenance,
-		rec.Report.ScannedAt, clean(rec.Report.Scanner), clean(db.Reference), string(db.Digest), db.UpdatedAt)
-	return err
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, clock_timestamp()) RETURNING number`,
+		string(rec.Run), image, string(rec.Built.Image.Digest), rec.Project, rec.Built.Image.Repository, rec.Built.Source.Commit, plan, built, provenance,
+		rec.Report.ScannedAt, clean(rec.Report.Scanner), clean(db.Reference), string(db.Digest), db.UpdatedAt).Scan(&number)
+	return number, err
 }
 
-func insertReports(ctx context.Context, tx pgx.Tx, image int64, rec pipeline.ImageRecord) error {
+func insertReports(ctx context.Context, tx pgx.Tx, image, record int64, rec pipeline.ImageRecord) error {
 	known, err := insertNumbered(ctx, tx, rec.Report)
 	if err != nil {
 		return err
 	}
-	if err := insertOrigins(ctx, tx, rec, known.packages); err != nil {
+	if err := insertOrigins(ctx, tx, record, rec, known.packages); err != nil {
 		return err
 	}
 	if _, err := tx.Exec(ctx, `DELETE FROM image_packages WHERE image = $1`, image); err != nil {

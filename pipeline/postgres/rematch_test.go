@@ -151,7 +151,7 @@ func TestRematch(t *testing.T) {
 }
 
 // recordAgain is another run of the same commit, that found nothing.
-func recordAgain(t *testing.T, s *postgres.Store, rec pipeline.ImageRecord, db pipeline.VulnerabilityDatabase) pipeline.RunID {
+func recordAgain(t testing.TB, s *postgres.Store, rec pipeline.ImageRecord, db pipeline.VulnerabilityDatabase) pipeline.RunID {
 	t.Helper()
 	id := push(t, s, rec.Project, "refs/tags/v9.9.9", string(rec.Built.Image.Digest))
 	check(t, s.RecordBuilt(t.Context(), start(t, s, id.Job(), pipeline.StageBuild), rec.Built))

@@ -2,9 +2,11 @@ package postgres_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -217,5 +219,68 @@ func TestUpgradeKeepsContents(t *testing.T) {
 	release(t, s, "app", "last", append(old, pipeline.Package{Type: "deb", Name: "e", Version: "1", Path: "new", Layer: "new", Licenses: []string{"new"}}), nil)
 	if n := counts(); n != [3]int{5, 4, 7} {
 		t.Errorf("in the end %v paths, layers and lists of licences", n)
+	}
+}
+
+// TestUpgradeNumbersRecords: an image's newest record has its highest number, even where
+// the clock was set back before it was made, and what a run brought first is known by
+// the number of its record.
+func TestUpgradeNumbersRecords(t *testing.T) {
+	pool := migrated(t, 15)
+	settings, err := json.Marshal(pipelinetest.SampleProject("app"))
+	check(t, err)
+	digest := func(name string) string { return string(pipelinetest.DigestOf(name)) }
+	tx, err := pool.Begin(t.Context())
+	check(t, err)
+	exec := execIn(t, tx)
+	exec(`INSERT INTO projects (name, version) VALUES ('app', 1)`)
+	exec(`INSERT INTO project_versions (project, version, digest, settings) VALUES ('app', 1, $1, $2)`, digest("zero"), settings)
+	exec(`INSERT INTO packages (key, type, name, version, purl) VALUES (sha256('1'), 'deb', 'openssl', '1', ''), (sha256('2'), 'deb', 'openssl', '2', '')`)
+	exec(`INSERT INTO paths (key, path) VALUES (sha256(''), ''); INSERT INTO layers (key, layer) VALUES (sha256(''), '')`)
+	for i, r := range []struct {
+		run, newest string
+		image       int
+		at          string
+	}{
+		{"run_1", "run_3", 1, "2026-01-02"},
+		{"run_2", "run_2", 2, "2026-01-03"},
+		{"run_3", "", 1, "2026-01-01"},
+	} {
+		exec(`INSERT INTO jobs (id, kind, project, state, started_at, finished_at) VALUES ($1, 'run', 'app', 'succeeded', now(), now())`, r.run)
+		exec(`INSERT INTO runs (id, event_key, ref, event) VALUES ($1, sha256($1::text::bytea), 'refs/heads/main', '{}')`, r.run)
+		if r.newest != "" {
+			exec(`INSERT INTO images (project, digest, newest) VALUES ('app', $1, $2)`, digest(r.run), r.newest)
+			exec(`INSERT INTO image_packages (image, report, position, platform, package, path, layer) VALUES ($1, 0, 0, 'linux/amd64', $1, 1, 1)`, i+1)
+			exec(`INSERT INTO package_firsts (package, project, run) VALUES ($1, 'app', $2)`, i+1, r.run)
+		}
+		exec(`INSERT INTO image_records (run, image, project, repository, commit_sha, plan_digest, built, scanned_at, scanner, db_reference, db_digest, db_updated_at, recorded_at)
+			VALUES ($1, $2, 'app', 'dev.example/acme/app', 'of ' || $1, 'p', '{}', now(), 's', 'r', 'd', now(), $3)`, r.run, r.image, r.at)
+	}
+	check(t, tx.Commit(t.Context()))
+
+	check(t, postgres.Migrate(t.Context(), pool, postgrestest.Seal()))
+	s := newStore(t, pool)
+	ask := func() (told []string) {
+		t.Helper()
+		var changed int
+		check(t, pool.QueryRow(t.Context(), `SELECT count(*) FROM (`+postgres.ChangedRecords+`) c`).Scan(&changed))
+		if changed != 0 {
+			t.Errorf("%d records do not repeat what they must", changed)
+		}
+		items, err := s.AuditPackages(t.Context(), pipeline.PackageAuditQuery{Name: "openssl", AuditScope: pipeline.AuditScope{Reach: pipeline.Reach{All: true}, Page: pipeline.Page{Limit: 10}}})
+		check(t, err)
+		for _, i := range items {
+			told = append(told, fmt.Sprint(i.Package.Version, " ", i.Run, " ", i.Commit, " ", i.Image.Digest == i.First.Digest, " first ", i.First.Run))
+		}
+		return told
+	}
+	if told, want := ask(), []string{"2 run_2 of run_2 true first run_2", "1 run_3 of run_3 true first run_1"}; !slices.Equal(told, want) {
+		t.Errorf("it tells %q, want %q", told, want)
+	}
+	// What is recorded from now on goes on from there.
+	rec := release(t, s, "app", "next", []pipeline.Package{{Type: "deb", Name: "openssl", Version: "3"}}, nil)
+	again := recordAgain(t, s, rec, pipeline.VulnerabilityDatabase{UpdatedAt: time.Now()})
+	if told := ask(); len(told) != 3 || !strings.HasPrefix(told[0], "3 "+string(again)) || !strings.HasSuffix(told[0], "first "+string(rec.Run)) {
+		t.Errorf("then it tells %q", told)
 	}
 }

@@ -83,7 +83,7 @@ type line struct {
 	recordedAt  time.Time
 	platforms   []pipeline.Platform
 	path, layer int64
-	licenses    *int64
+	licenses    int64 // 0: none are known
 }
 
 // asked is a package version that is asked about, whatever image has it.
@@ -171,7 +171,7 @@ func namedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuer
 	w := named(query)
 	found := queuePackages(b, w.sql()+` LIMIT `+w.arg(fewPackages+1), w.args, nil)
 	sql, args := namedPairs(query, after)
-	page := queuePage(b, sql, args)
+	page := queuePage(b, query.Page.Limit, sql, args)
 	err := t.send(ctx, b)
 	return *page, found, err
 }
@@ -204,20 +204,20 @@ func licensedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQ
 	inScope(&w, query.AuditScope)
 	cond := `EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(` + w.arg(licenseOf(query)) + `), 100) AND l.package = x.package)`
 	sql := imageByImage(&w, cond, query.Page.Limit, after)
-	return pageOf(ctx, t, sql, w.args)
+	return pageOf(ctx, t, query.Page.Limit, sql, w.args)
 }
 
 // pageOf runs a query for pairs, and adds what and where they are.
-func pageOf(ctx context.Context, t *snapshot, pairs string, args []any) ([]line, error) {
+func pageOf(ctx context.Context, t *snapshot, limit int, pairs string, args []any) ([]line, error) {
 	b := &pgx.Batch{}
-	page := queuePage(b, pairs, args)
+	page := queuePage(b, limit, pairs, args)
 	err := t.send(ctx, b)
 	return *page, err
 }
 
 // queuePage does so when the batch is sent.
-func queuePage(b *pgx.Batch, pairs string, args []any) *[]line {
-	var page []line
+func queuePage(b *pgx.Batch, limit int, pairs string, args []any) *[]line {
+	page := make([]line, 0, limit)
 	b.Queue(linesOf(pairs), args...).Query(func(rows pgx.Rows) error {
 		var l line
 		var platform pipeline.Platform
@@ -236,7 +236,6 @@ func queuePage(b *pgx.Batch, pairs string, args []any) *[]line {
 			if last := &page[len(page)-1]; !slices.Contains(last.platforms, platform) {
 				last.platforms = append(last.platforms, platform)
 			}
-			l.licenses = nil
 			return nil
 		})
 		return err
@@ -250,7 +249,7 @@ func queuePage(b *pgx.Batch, pairs string, args []any) *[]line {
 func linesOf(pairs string) string {
 	return `
 		WITH page (image, package) AS MATERIALIZED (` + pairs + `)
-		SELECT p.image, p.package, x.platform, x.path, x.layer, x.licenses, r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
+		SELECT p.image, p.package, x.platform, x.path, x.layer, coalesce(x.licenses, 0), r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
 		FROM page p LEFT JOIN LATERAL (
 			SELECT r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
 			FROM image_records r WHERE r.image = p.image ORDER BY r.number DESC LIMIT 1) r ON true, LATERAL (
@@ -281,7 +280,7 @@ func packagePage(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []
 		t.plan(planEachTime)
 		cond := "x.package = ANY(" + w.arg(ids) + ")"
 		sql := imageByImage(&w, cond, s.Page.Limit, after)
-		return pageOf(ctx, t, sql, w.args)
+		return pageOf(ctx, t, s.Page.Limit, sql, w.args)
 	}
 	sql := ""
 	if scoped {
@@ -303,7 +302,7 @@ func packagePage(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []
 	if sql == "" {
 		sql = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, after)
 	}
-	return pageOf(ctx, t, sql, w.args)
+	return pageOf(ctx, t, s.Page.Limit, sql, w.args)
 }
 
 // imagesIn lists the images that w selects and that can be after the pair, or one
@@ -356,24 +355,17 @@ func imagesFirst(w *where, limit int, images, ids []int64, after pair) string {
 // however many lines are about it, by lists of numbers: that takes PostgreSQL half
 // the time that joining line by line does.
 func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor) ([]pipeline.PackageAudit, error) {
-	var images, packages, paths, layers, licenses []int64
-	var projects []string
-	for _, l := range page {
-		images, packages, paths, layers = append(images, l.image), append(packages, l.pkg), append(paths, l.path), append(layers, l.layer)
-		projects = append(projects, l.project)
-		if l.licenses != nil {
-			licenses = append(licenses, *l.licenses)
-		}
-	}
+	images, packages := column(page, func(l *line) int64 { return l.image }), column(page, func(l *line) int64 { return l.pkg })
+	projects := column(page, func(l *line) string { return l.project })
 	t.plan(planOnce)
 	b := &pgx.Batch{}
 	if slices.ContainsFunc(packages, func(id int64) bool { _, ok := known[id]; return !ok }) {
 		known = queuePackages(b, ` WHERE p.id = ANY($1)`, []any{packages}, nil)
 	}
 	text := func(rows pgx.Rows, id *int64) (s string, err error) { return s, rows.Scan(id, &s) }
-	path := queueBy(b, `SELECT id, path FROM paths WHERE id = ANY($1)`, paths, text)
-	layer := queueBy(b, `SELECT id, layer FROM layers WHERE id = ANY($1)`, layers, text)
-	list := queueBy(b, `SELECT id, licenses FROM license_lists WHERE id = ANY($1)`, licenses, func(rows pgx.Rows, id *int64) (s []string, err error) {
+	path := queueBy(b, `SELECT id, path FROM paths WHERE id = ANY($1)`, column(page, func(l *line) int64 { return l.path }), text)
+	layer := queueBy(b, `SELECT id, layer FROM layers WHERE id = ANY($1)`, column(page, func(l *line) int64 { return l.layer }), text)
+	list := queueBy(b, `SELECT id, licenses FROM license_lists WHERE id = ANY($1)`, column(page, func(l *line) int64 { return l.licenses }), func(rows pgx.Rows, id *int64) (s []string, err error) {
 		return s, rows.Scan(id, &s)
 	})
 	first := queueFirsts(b, packages, projects)
@@ -388,9 +380,9 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor
 		p := about.Package
 		at, hasPath := path[l.path]
 		in, hasLayer := layer[l.layer]
-		hasLicenses := true
-		if l.licenses != nil {
-			p.Licenses, hasLicenses = list[*l.licenses]
+		hasLicenses := l.licenses == 0
+		if !hasLicenses {
+			p.Licenses, hasLicenses = list[l.licenses]
 		}
 		if !isKnown || !hasPath || !hasLayer || !hasLicenses {
 			return nil, fmt.Errorf("the record of image %d or of its package %d is not complete", l.image, l.pkg)
@@ -403,6 +395,15 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor
 			Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: notNil(covering[i])}
 	}
 	return out, nil
+}
+
+// column lists one thing of each line.
+func column[V any](page []line, of func(*line) V) []V {
+	out := make([]V, len(page))
+	for i := range page {
+		out[i] = of(&page[i])
+	}
+	return out
 }
 
 // queueBy asks for what has these keys. It can be looked up in the map when the

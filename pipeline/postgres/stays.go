@@ -1,7 +1,9 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -50,26 +52,26 @@ func beginStay(ctx context.Context, tx pgx.Tx, l *lane, id pipeline.JobID) error
 	return wrap(err, "what %s holds", l.environment)
 }
 
-// stayColumns are those that scanStay reads first.
+// stayColumns are those that forEachStay reads first.
 const stayColumns = `s.image, s.placed, s.project, s.environment, s.repository, s.promotion, s.action, s.requested_by, s.break_glass,
 	s.since, s.until, s.approved_by`
 
-// queueStays asks where images were, in order, by the image's number; placesOf
+// queueStays asks where images were, by the image's number; placesOf orders and
 // completes what it finds.
 func queueStays(b *pgx.Batch, images []int64) map[int64][]pipeline.Stay {
 	out := map[int64][]pipeline.Stay{}
-	b.Queue(`SELECT `+stayColumns+`, '', '' FROM stays s WHERE s.image = ANY($1) ORDER BY s.since, s.promotion`, images).Query(func(rows pgx.Rows) error {
-		found, err := pgx.CollectRows(rows, scanStay)
-		for _, s := range found {
-			out[s.image] = append(out[s.image], s.Stay)
-		}
+	b.Queue(`SELECT `+stayColumns+`, '', '' FROM stays s WHERE s.image = ANY($1)`, images).Query(func(rows pgx.Rows) error {
+		err := forEachStay(rows, func(s *stayRow) { out[s.image] = append(out[s.image], s.Stay) })
 		return wrap(err, "where they were promoted")
 	})
 	return out
 }
 
-// placesOf adds to an image's stays what is known of the image.
+// placesOf adds to an image's stays what is known of the image. They come in order.
 func placesOf(stays []pipeline.Stay, digest pipeline.Digest, commit string) []pipeline.Stay {
+	slices.SortFunc(stays, func(a, b pipeline.Stay) int {
+		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Promotion, b.Promotion))
+	})
 	for i := range stays {
 		stays[i].Image.Digest, stays[i].Commit = digest, commit
 	}
@@ -82,18 +84,24 @@ type stayRow struct {
 	image, placed int64
 }
 
-func scanStay(row pgx.CollectableRow) (s stayRow, err error) {
-	err = row.Scan(&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Promotion),
-		&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.ApprovedBy, (*string)(&s.Image.Digest), &s.Commit)
-	s.Since, s.Until = s.Since.UTC(), utc(s.Until)
-	return s, err
+// forEachStay reads all rows, each into the same place.
+func forEachStay(rows pgx.Rows, do func(*stayRow)) error {
+	var s stayRow
+	_, err := pgx.ForEachRow(rows, []any{&s.image, &s.placed, &s.Project, &s.Environment, &s.Image.Repository, (*string)(&s.Promotion),
+		&s.Action, &s.RequestedBy, &s.BreakGlass, &s.Since, &s.Until, &s.ApprovedBy, (*string)(&s.Image.Digest), &s.Commit}, func() error {
+		s.Since, s.Until = s.Since.UTC(), utc(s.Until)
+		do(&s)
+		return nil
+	})
+	return err
 }
 
-func listStays(ctx context.Context, q querier, w where, order string) ([]stayRow, error) {
+func listStays(ctx context.Context, q querier, w where, order string) (out []stayRow, err error) {
 	rows, err := q.Query(ctx, `SELECT `+stayColumns+`, i.digest, r.commit_sha
 		FROM stays s JOIN images i ON i.id = s.image JOIN image_records r ON r.run = i.newest`+w.sql()+order, w.args...)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, scanStay)
+	err = forEachStay(rows, func(s *stayRow) { out = append(out, *s) })
+	return out, err
 }

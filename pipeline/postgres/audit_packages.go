@@ -370,7 +370,7 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor
 	})
 	first := queueFirsts(b, packages, projects)
 	places := queueStays(b, slices.Compact(slices.Clone(images)))
-	covering := queueExceptions(b, images, packages, projects)
+	exceptions := queueExceptions(b, page)
 	if err := t.finish(ctx, b); err != nil {
 		return nil, err
 	}
@@ -392,7 +392,7 @@ func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor
 		out[i] = pipeline.PackageAudit{ID: fmt.Sprintf("%d-%d", l.image, l.pkg),
 			Project: l.project, Image: l.subject, Platforms: l.platforms, Run: pipeline.RunID(l.run), Commit: l.commit, RecordedAt: l.recordedAt,
 			Package: p, Uncomparable: about.uncomparable, First: first[inProject{l.pkg, l.project}],
-			Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: notNil(covering[i])}
+			Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: l.covering(exceptions[inRecord{l.run, p.Name}])}
 	}
 	return out, nil
 }
@@ -459,31 +459,46 @@ func queueFirsts(b *pgx.Batch, packages []int64, projects []string) map[inProjec
 	return out
 }
 
-// queueExceptions asks for the exceptions in force that cover a finding in each of
-// these images' packages, by their place in the lists. Where the projects have none,
-// it looks no further.
-func queueExceptions(b *pgx.Batch, images, packages []int64, projects []string) map[int][]pipeline.Exception {
-	out := map[int][]pipeline.Exception{}
+// inRecord is a package in what a run recorded, by name.
+type inRecord struct{ run, name string }
+
+// queueExceptions asks for the exceptions in force, of the page's projects, that are
+// about findings in its records: by the package that a finding is in. Where the projects
+// have none, it looks no further. Which are for another image, covering tells.
+func queueExceptions(b *pgx.Batch, page []line) map[inRecord][]pipeline.Exception {
+	out := map[inRecord][]pipeline.Exception{}
+	images := slices.CompactFunc(slices.Clone(page), func(a, b line) bool { return a.image == b.image })
+	runs, projects := column(images, func(l *line) string { return l.run }), column(images, func(l *line) string { return l.project })
 	b.Queue(`
-		SELECT u.n, `+exceptionColumnsOf("e")+`
-		FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS u (image, package, n)
-		JOIN images i ON i.id = u.image
-		JOIN packages p ON p.id = u.package
-		JOIN exceptions e ON e.project = i.project AND e.revoked_at IS NULL AND e.expires_at > clock_timestamp()
-			AND e.package IN ('', p.name) AND e.image IN ('', i.digest)
-		WHERE EXISTS (SELECT FROM findings f WHERE f.run = i.newest AND f.package = p.name AND lower(f.id) = lower(e.finding) AND f.gone_at IS NULL)
-			AND EXISTS (SELECT FROM exceptions x WHERE x.project = ANY($3) AND x.revoked_at IS NULL AND x.expires_at > clock_timestamp())
-		ORDER BY u.n, e.id`, images, packages, slices.Compact(slices.Sorted(slices.Values(projects)))).Query(func(rows pgx.Rows) error {
+		SELECT f.run, f.package, `+exceptionColumnsOf("e")+`
+		FROM (SELECT * FROM exceptions WHERE project = ANY($3) AND revoked_at IS NULL AND expires_at > clock_timestamp() OFFSET 0) e
+		JOIN unnest($1::text[], $2::text[]) AS u (run, project) USING (project)
+		JOIN findings f ON f.run = u.run AND lower(f.id) = lower(e.finding) AND e.package IN ('', f.package) AND f.gone_at IS NULL
+		ORDER BY e.id`, runs, projects, slices.Compact(slices.Sorted(slices.Values(projects)))).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
-			var n int
-			e, err := scanExceptionAfter(rows, &n)
+			var in inRecord
+			e, err := scanExceptionAfter(rows, &in.run, &in.name)
 			if err != nil {
 				return wrap(err, "exceptions")
 			}
-			out[n-1] = append(out[n-1], e)
+			// Once, wherever the finding is.
+			if have := out[in]; len(have) == 0 || have[len(have)-1].ID != e.ID {
+				out[in] = append(have, e)
+			}
 		}
 		return wrap(rows.Err(), "exceptions")
 	})
+	return out
+}
+
+// covering are those of the exceptions that are for the line's image.
+func (l *line) covering(exceptions []pipeline.Exception) []pipeline.Exception {
+	out := []pipeline.Exception{}
+	for _, e := range exceptions {
+		if e.Image == "" || e.Image == l.subject.Digest {
+			out = append(out, e)
+		}
+	}
 	return out
 }
 

@@ -157,6 +157,12 @@ func TestAuditPackageTellsItsStory(t *testing.T) {
 	check(t, err)
 	_, err = a.AddException(t.Context(), pipeline.Exception{Project: "web", Finding: "CVE-2024-45337", Reason: "another project", Author: "sam", ExpiresAt: until})
 	check(t, err)
+	_, err = a.AddException(t.Context(), pipeline.Exception{Project: "app", Finding: "CVE-2024-45337", Image: a.one.Built.Image.Digest, Reason: "another image", Author: "sam", ExpiresAt: until})
+	check(t, err)
+	_, err = a.AddException(t.Context(), pipeline.Exception{Project: "app", Finding: "CVE-2024-45338", Reason: "another finding", Author: "sam", ExpiresAt: until})
+	check(t, err)
+	forImage, err := a.AddException(t.Context(), pipeline.Exception{Project: "app", Finding: "CVE-2024-45337", Package: "crypto", Image: a.two.Built.Image.Digest, Reason: "this one", Author: "ada", ExpiresAt: until})
+	check(t, err)
 	uses, err := a.AuditPackages(t.Context(), pipeline.PackageAuditQuery{Name: "crypto", AuditScope: pipeline.AuditScope{Reach: everything, Promoted: "now"}})
 	check(t, err)
 	u := uses[0]
@@ -177,11 +183,13 @@ func TestAuditPackageTellsItsStory(t *testing.T) {
 	if second.Promotion != a.p.ID || second.RequestedBy != "ada" || second.Action != "rollback" || second.Until != nil || second.Since.Before(*first.Until) {
 		t.Errorf("the second stay is %+v", second)
 	}
-	if len(u.Exceptions) != 1 || u.Exceptions[0].ID != accepted.ID || u.Exceptions[0].Author != "sam" {
+	if len(u.Exceptions) != 2 || u.Exceptions[0].ID != accepted.ID || u.Exceptions[0].Author != "sam" || u.Exceptions[1].ID != forImage.ID {
 		t.Errorf("the exceptions are %+v", u.Exceptions)
 	}
-	_, err = a.RevokeException(t.Context(), "app", accepted.ID, "sam")
-	check(t, err)
+	for _, e := range u.Exceptions {
+		_, err = a.RevokeException(t.Context(), "app", e.ID, "sam")
+		check(t, err)
+	}
 	uses, err = a.AuditPackages(t.Context(), pipeline.PackageAuditQuery{Name: "crypto", AuditScope: pipeline.AuditScope{Reach: everything, Promoted: "now"}})
 	check(t, err)
 	if len(uses[0].Exceptions) != 0 {

@@ -32,7 +32,7 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("dray-auditbench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	dir := flags.String("dir", "", "directory for the database; empty: a temporary one, which goes at the end")
+	dir := flags.String("dir", "", "directory for the database, which a later run asks again as it is; empty: a temporary one, which goes at the end")
 	bin := flags.String("bin", "bin", "directory of dray-dev")
 	images := flags.Int("images", 10_000, "how many images; 111112 of 450 packages are 50 million rows, take 12 GB of disk and half an hour")
 	packages := flags.Int("packages", 450, "packages in each")
@@ -95,10 +95,17 @@ func (b *bench) all(ctx context.Context, dir, bin string) (err error) {
 		return err
 	}
 	defer b.store.Close()
-	if err := postgres.Migrate(ctx, b.pool, seal); err != nil {
+	// What an earlier run left in the directory is asked as it is: the evidence log,
+	// which is not asked, would first take all of it over.
+	var there bool
+	if err := b.pool.QueryRow(ctx, `SELECT to_regclass('images') IS NOT NULL`).Scan(&there); err != nil {
 		return err
 	}
-	var there bool
+	if !there {
+		if err := postgres.Migrate(ctx, b.pool, seal); err != nil {
+			return err
+		}
+	}
 	if err := b.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM images)`).Scan(&there); err != nil {
 		return err
 	}

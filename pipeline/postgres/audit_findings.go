@@ -43,13 +43,19 @@ type foundIn struct {
 	image int64
 }
 
+// sameFinding says that two ids of findings can be the same, in upper or lower case: by
+// what an index has of them.
+func sameFinding(a, b string) string {
+	return "lower(left(" + a + ", 100)) = lower(left(" + b + ", 100))"
+}
+
 // placeOfFinding orders the findings of a run.
 const placeOfFinding = "(f.report::bigint << 32 | f.position)"
 
 func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) ([]foundIn, error) {
 	w := where{}
 	id := w.arg(clean(q.Finding))
-	w.conds = append(w.conds, "left(f.id, 100) = left("+id+", 100)", "f.id = "+id, "f.gone_at IS NULL")
+	w.conds = append(w.conds, sameFinding("f.id", id), "f.id = "+id, "f.gone_at IS NULL")
 	w.addIf(q.Package != "", "f.package = %s", clean(q.Package))
 	inScope(&w, q.AuditScope)
 	having := ""

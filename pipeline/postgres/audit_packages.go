@@ -473,7 +473,7 @@ func queueExceptions(b *pgx.Batch, page []line) map[inRecord][]pipeline.Exceptio
 		SELECT f.run, f.package, `+exceptionColumnsOf("e")+`
 		FROM (SELECT * FROM exceptions WHERE project = ANY($3) AND revoked_at IS NULL AND expires_at > clock_timestamp() OFFSET 0) e
 		JOIN unnest($1::text[], $2::text[]) AS u (run, project) USING (project)
-		JOIN findings f ON f.run = u.run AND lower(f.id) = lower(e.finding) AND e.package IN ('', f.package) AND f.gone_at IS NULL
+		JOIN findings f ON f.run = u.run AND `+sameFinding("f.id", "e.finding")+` AND lower(f.id) = lower(e.finding) AND e.package IN ('', f.package) AND f.gone_at IS NULL
 		ORDER BY e.id`, runs, projects, slices.Compact(slices.Sorted(slices.Values(projects)))).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var in inRecord

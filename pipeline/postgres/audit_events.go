@@ -102,7 +102,7 @@ func (s *Store) AuditImage(ctx context.Context, d pipeline.Digest, reach pipelin
 	// An exception is part of the story of an image that it is about.
 	excepted := `EXISTS (SELECT FROM images i WHERE i.digest = $1 AND i.project = e.project AND e.image IN ('', i.digest)
 		AND (e.image <> '' OR EXISTS (SELECT FROM findings f WHERE f.run = i.newest AND f.gone_at IS NULL AND ` + sameFinding("f.id", "e.finding") + `
-			AND lower(f.id) = lower(e.finding) AND e.package IN ('', f.package))))`
+			AND e.package IN ('', f.package))))`
 	const (
 		image = `i.digest = $1`
 		ran   = `u.image_digest = $1`

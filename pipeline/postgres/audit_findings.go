@@ -43,10 +43,10 @@ type foundIn struct {
 	image int64
 }
 
-// sameFinding says that two ids of findings can be the same, in upper or lower case: by
-// what an index has of them.
+// sameFinding says that two ids are of one finding, in upper or lower case. An index has
+// the beginning of them.
 func sameFinding(a, b string) string {
-	return "lower(left(" + a + ", 100)) = lower(left(" + b + ", 100))"
+	return fmt.Sprintf("lower(left(%[1]s, 100)) = lower(left(%[2]s, 100)) AND lower(%[1]s) = lower(%[2]s)", a, b)
 }
 
 // placeOfFinding orders the findings of a run.

@@ -117,7 +117,8 @@ var children = map[string]string{
 
 // unwatched are the columns of protected tables that are no evidence: they
 // change with the work on a job, or they are keys that lead from one table to
-// another and are there once more as what they stand for.
+// another and are there once more as what they stand for; or they are compared with
+// what they repeat (TestCheckRowsComparesRecords).
 var unwatched = []string{"jobs.last_seq", "jobs.queue_job", "jobs.wake_at", "promotions.kind", "promotions.behind", "promotions.nudged", "runs.kind",
 	"lanes.inside", "image_records.number", "image_records.digest", "packages.id", "packages.key", "paths.key", "layers.key", "license_lists.key", "stages.reason",
 	"image_matches.rematch", "image_matches.matched", "image_matches.matched_at", "image_matches.failed"}

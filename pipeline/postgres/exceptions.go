@@ -11,11 +11,22 @@ import (
 	"github.com/dray-project/dray/pipeline"
 )
 
-const exceptionColumns = `id, project, environment, image, finding, package, reason, author, created_at, expires_at, revoked_at, coalesce(revoked_by, '')`
+var exceptionColumns = exceptionColumnsOf("exceptions")
 
-func scanException(row pgx.CollectableRow) (e pipeline.Exception, err error) {
-	err = row.Scan(&e.ID, &e.Project, &e.Environment, (*string)(&e.Image), &e.Finding, &e.Package, &e.Reason, &e.Author,
-		&e.CreatedAt, &e.ExpiresAt, &e.RevokedAt, &e.RevokedBy)
+// exceptionColumnsOf are those of a table that goes by another name.
+func exceptionColumnsOf(alias string) string {
+	return fmt.Sprintf(`%[1]s.id, %[1]s.project, %[1]s.environment, %[1]s.image, %[1]s.finding, %[1]s.package, %[1]s.reason, %[1]s.author,
+		%[1]s.created_at, %[1]s.expires_at, %[1]s.revoked_at, coalesce(%[1]s.revoked_by, '')`, alias)
+}
+
+func scanException(row pgx.CollectableRow) (pipeline.Exception, error) {
+	return scanExceptionAfter(row)
+}
+
+// scanExceptionAfter reads a row of other columns and then an exception's.
+func scanExceptionAfter(row pgx.CollectableRow, before ...any) (e pipeline.Exception, err error) {
+	err = row.Scan(append(before, &e.ID, &e.Project, &e.Environment, (*string)(&e.Image), &e.Finding, &e.Package, &e.Reason, &e.Author,
+		&e.CreatedAt, &e.ExpiresAt, &e.RevokedAt, &e.RevokedBy)...)
 	e.CreatedAt, e.ExpiresAt, e.RevokedAt = e.CreatedAt.UTC(), e.ExpiresAt.UTC(), utc(e.RevokedAt)
 	return e, err
 }

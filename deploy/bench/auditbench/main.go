@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	dir := flags.String("dir", "", "directory for the database, which a later run asks again as it is; empty: a temporary one, which goes at the end")
 	bin := flags.String("bin", "bin", "directory of dray-dev")
-	images := flags.Int("images", 10_000, "how many images; 111112 of 450 packages are 50 million rows, take 12 GB of disk and half an hour")
+	images := flags.Int("images", 10_000, "how many images; 111112 of 450 packages are 50 million rows, take 14 GB of disk and ten minutes")
 	packages := flags.Int("packages", 450, "packages in each")
 	buffers := flags.String("shared-buffers", "2GB", "what PostgreSQL keeps in memory; its own default is 128MB")
 	n := flags.Int("n", 500, "questions of each kind in a round")

@@ -24,6 +24,11 @@ func NamedSQL(s pipeline.AuditScope, name string, image, pkg int64) (pairs, line
 	return pairs, linesOf(pairs), args
 }
 
+// FindingPageSQL finds a page of the images with a finding.
+func FindingPageSQL(q pipeline.FindingAuditQuery) (sql string, args []any, err error) {
+	return findingPageSQL(q)
+}
+
 // The rows that are not what they repeat.
 const (
 	ChangedStays   = changedStays

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,9 +21,6 @@ func (s *Store) AuditFindings(ctx context.Context, q pipeline.FindingAuditQuery)
 	}
 	if q.Finding == "" {
 		return nil, fmt.Errorf("the id of a finding is required: %w", pipeline.ErrInvalid)
-	}
-	if strings.HasPrefix(strings.ToUpper(q.Finding), "CVE-") {
-		q.Finding = strings.ToUpper(q.Finding)
 	}
 	err = s.read(ctx, func(tx pgx.Tx) error {
 		found, err := findingPage(ctx, tx, q)
@@ -44,18 +40,20 @@ type foundIn struct {
 }
 
 // sameFinding says that two ids are of one finding, in upper or lower case. An index has
-// the beginning of them.
+// the beginning of them, and how many there are of each. That the rest is the same as well
+// is said with coalesce: of a plain comparison the planner would think that it leaves one
+// in so many of those, and would read them all and sort them before the first.
 func sameFinding(a, b string) string {
-	return fmt.Sprintf("lower(left(%[1]s, 100)) = lower(left(%[2]s, 100)) AND lower(%[1]s) = lower(%[2]s)", a, b)
+	return fmt.Sprintf("lower(left(%[1]s, 100)) = lower(left(%[2]s, 100)) AND coalesce(lower(%[1]s) = lower(%[2]s), false)", a, b)
 }
 
 // placeOfFinding orders the findings of a run.
 const placeOfFinding = "(f.report::bigint << 32 | f.position)"
 
-func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) ([]foundIn, error) {
+// findingPageSQL finds the page, and adds what is in the tables of records.
+func findingPageSQL(q pipeline.FindingAuditQuery) (sql string, args []any, err error) {
 	w := where{}
-	id := w.arg(clean(q.Finding))
-	w.conds = append(w.conds, sameFinding("f.id", id), "f.id = "+id, "f.gone_at IS NULL")
+	w.conds = append(w.conds, sameFinding("f.id", w.arg(clean(q.Finding))), "f.gone_at IS NULL")
 	w.addIf(q.Package != "", "f.package = %s", clean(q.Package))
 	inScope(&w, q.AuditScope)
 	having := ""
@@ -63,23 +61,23 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 		var run string
 		var place int64
 		if err := fromCursor(q.Page.After, &run, &place); err != nil {
-			return nil, err
+			return "", nil, err
 		}
 		r := w.arg(run)
 		w.conds = append(w.conds, "f.run <= "+r)
 		having = " HAVING f.run < " + r + " OR min(" + placeOfFinding + ") > " + w.arg(place)
 	}
-	rows, err := tx.Query(ctx, `
+	return `
 		WITH page AS (
-			SELECT f.run, f.package, f.version, f.fixed_in, max(f.severity) AS severity, max(f.title) AS title, max(f.url) AS url, max(f.purl) AS purl,
-			       max(f.path) AS path, min(`+placeOfFinding+`) AS place, array_agg(DISTINCT f.report ORDER BY f.report) AS reports, min(i.id) AS image
-			FROM findings f JOIN images i ON i.newest = f.run`+w.sql()+`
-			GROUP BY f.run, f.package, f.version, f.fixed_in`+having+`
+			SELECT f.run, f.id, f.package, f.version, f.fixed_in, max(f.severity) AS severity, max(f.title) AS title, max(f.url) AS url, max(f.purl) AS purl,
+			       max(f.path) AS path, min(` + placeOfFinding + `) AS place, array_agg(DISTINCT f.report ORDER BY f.report) AS reports, min(i.id) AS image
+			FROM findings f JOIN images i ON i.newest = f.run` + w.sql() + `
+			GROUP BY f.run, f.id, f.package, f.version, f.fixed_in` + having + `
 			ORDER BY f.run DESC, place
-			LIMIT `+w.arg(q.Page.Limit)+`
+			LIMIT ` + w.arg(q.Page.Limit) + `
 		)
 		SELECT p.image, p.place, i.project, r.repository, i.digest, r.run, r.commit_sha, r.recorded_at, greatest(r.scanned_at, m.matched_at),
-		       p.severity, p.package, p.version, p.fixed_in, p.title, p.url, p.purl, p.path,
+		       p.id, p.severity, p.package, p.version, p.fixed_in, p.title, p.url, p.purl, p.path,
 		       (SELECT array_agg(DISTINCT t.platform ORDER BY t.platform) FROM reports t WHERE t.run = p.run AND t.position = ANY(p.reports)),
 		       o.run, o.commit_sha, o.digest, o.at
 		FROM page p JOIN images i ON i.id = p.image JOIN image_records r ON r.run = p.run LEFT JOIN image_matches m ON m.run = p.run
@@ -88,7 +86,15 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 			JOIN package_firsts f ON f.package = k.id AND f.project = i.project JOIN image_records o ON o.number = f.record
 			WHERE left(k.name, 200) = left(p.package, 200) AND left(k.version, 200) = left(p.version, 200) AND k.name = p.package AND k.version = p.version
 			ORDER BY o.recorded_at, o.run LIMIT 1) o ON true
-		ORDER BY p.run DESC, p.place`, append([]any{fresh}, w.args...)...)
+		ORDER BY p.run DESC, p.place`, w.args, nil
+}
+
+func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) ([]foundIn, error) {
+	sql, args, err := findingPageSQL(q)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(ctx, sql, append([]any{fresh}, args...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -99,11 +105,10 @@ func findingPage(ctx context.Context, tx pgx.Tx, q pipeline.FindingAuditQuery) (
 		var place int64
 		f := &a.Finding
 		err = row.Scan(&a.image, &place, &a.Project, &a.Image.Repository, (*string)(&a.Image.Digest), (*string)(&a.Run), &a.Commit, &a.RecordedAt, &a.ScannedAt,
-			(*int)(&f.Severity), &f.Package, &f.Version, &f.FixedIn, &f.Title, &f.URL, &f.PURL, &f.Path, &platforms, &run, &commit, &digest, &at)
+			&f.ID, (*int)(&f.Severity), &f.Package, &f.Version, &f.FixedIn, &f.Title, &f.URL, &f.PURL, &f.Path, &platforms, &run, &commit, &digest, &at)
 		for _, p := range platforms {
 			a.Platforms = append(a.Platforms, pipeline.Platform(p))
 		}
-		f.ID = q.Finding
 		a.RecordedAt, a.ScannedAt, a.First = a.RecordedAt.UTC(), a.ScannedAt.UTC(), origin(run, commit, digest, at)
 		a.FindingAudit.ID = cursor(a.Run, place)
 		return a, err

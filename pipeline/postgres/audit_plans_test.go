@@ -80,7 +80,11 @@ func TestAuditReadsAPage(t *testing.T) {
 			}
 			for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 				plan := explain(t, pool, mode, lines, args)
-				read := plan.Plan.read(t)
+				read := plan.Plan.read("image_packages", func(c counted) {
+					if c.Type != "Index Only Scan" {
+						t.Errorf("%s on %s", c.Type, c.Relation)
+					}
+				})
 				t.Logf("%s, by %s, %s: %.2f ms, %.0f entries", name, how, mode, plan.Time, read)
 				// One entry of each package, then a page of each that can be on the page, and
 				// those of the page once more; two platforms each.
@@ -94,6 +98,49 @@ func TestAuditReadsAPage(t *testing.T) {
 		read("number", pairs, lines, args)
 		pairs, lines, args = postgres.NamedSQL(scope, "openssl", after.image, after.pkg)
 		read("name", pairs, lines, args)
+	}
+}
+
+// TestAuditFindingReadsAPage: however many images have a finding, no more of it is read
+// than the page and the image after it.
+func TestAuditFindingReadsAPage(t *testing.T) {
+	pool := postgrestest.New(t)
+	s := newStore(t, pool)
+	syncSample(t, s)
+	meddle(t, pool, `
+		INSERT INTO jobs (id, kind, project, state, started_at, finished_at)
+		SELECT 'run_' || lpad(i::text, 20, '0'), 'run', 'app', 'succeeded', now(), now() FROM generate_series(1, 5000) i;
+		INSERT INTO runs (id, event_key, ref, event) SELECT id, sha256(id::bytea), 'refs/heads/main', '{}' FROM jobs;
+		BEGIN; SET CONSTRAINTS ALL DEFERRED;
+		INSERT INTO images (project, digest, newest) SELECT 'app', 'sha256:' || encode(sha256(id::bytea), 'hex'), id FROM jobs ORDER BY id;
+		INSERT INTO image_records (run, image, digest, project, repository, commit_sha, plan_digest, built, scanned_at, scanner, db_reference, db_digest, db_updated_at)
+		SELECT newest, id, digest, 'app', 'dev.example/app', 'c', 'p', '{}', now(), 's', 'r', 'd', now() FROM images;
+		COMMIT;
+		INSERT INTO reports (run, position, platform, digest, os, run_user) SELECT id, 0, 'linux/amd64', 'd', '', '' FROM jobs;
+		INSERT INTO findings (run, report, position, id, severity, package, version, fixed_in, title, url, purl, path)
+		SELECT j.id, 0, n, 'CVE-2025-' || CASE n WHEN 0 THEN '0000' ELSE (1000 + (right(j.id, 6)::bigint * n) % 2000)::text END, 1, 'p' || n, '1', '2', '', '', '', ''
+		FROM jobs j, generate_series(0, 9) n;
+		ANALYZE`)
+	q := pipeline.FindingAuditQuery{Finding: "cve-2025-0000", AuditScope: pipeline.AuditScope{Reach: everything}}
+	for pages := 0; ; pages++ {
+		q.Page.Limit = 50
+		sql, args, err := postgres.FindingPageSQL(q)
+		check(t, err)
+		plan := explain(t, pool, "force_custom_plan", sql, args)
+		// What sorts a page by two columns has read the beginning of what is after it.
+		if read := plan.Plan.read("findings", nil); read > 70 {
+			t.Errorf("a page of 50, after %d of %d, reads %.0f findings", pages, pipeline.MaxAuditPage, read)
+		}
+		q.Page.Limit = pipeline.MaxAuditPage
+		found, err := s.AuditFindings(t.Context(), q)
+		check(t, err)
+		if len(found) == 0 {
+			if pages != 5 {
+				t.Errorf("paged through %d of %d", pages, pipeline.MaxAuditPage)
+			}
+			break
+		}
+		q.Page.After = found[len(found)-1].ID
 	}
 }
 
@@ -136,15 +183,17 @@ type counted struct {
 	Plans    []counted
 }
 
-func (c counted) read(t *testing.T) (n float64) {
-	if c.Relation == "image_packages" {
-		if c.Type != "Index Only Scan" {
-			t.Errorf("%s on %s", c.Type, c.Relation)
+// read is how many rows it and what is below it had of a relation. Each of those nodes
+// is shown to see; nil: to nobody.
+func (c counted) read(relation string, see func(counted)) (n float64) {
+	if c.Relation == relation {
+		if see != nil {
+			see(c)
 		}
 		n = c.Rows * c.Loops
 	}
 	for _, p := range c.Plans {
-		n += p.read(t)
+		n += p.read(relation, see)
 	}
 	return n
 }

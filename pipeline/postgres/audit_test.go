@@ -249,6 +249,12 @@ func TestAuditFindings(t *testing.T) {
 	if len(f.Suppressed) != 1 || f.Suppressed[0].ID != accepted.ID || f.Suppressed[0].Author != "sam" || f.Suppressed[0].Environment != "prod" || f.Suppressed[0].ExpiresAt == nil {
 		t.Errorf("it is suppressed by %+v", f.Suppressed)
 	}
+	release(t, a.Store, "web", "other", []pipeline.Package{pkg("crypto", "v0.30.0")}, []pipeline.Finding{{ID: "GHSA-v778-237x-gjrc", Severity: pipeline.SeverityHigh, Package: "crypto", Version: "v0.30.0", FixedIn: "0.31.0"}}, "1.0.1")
+	found, err = a.AuditFindings(t.Context(), pipeline.FindingAuditQuery{Finding: "GHSA-V778-237x-GJRC", AuditScope: pipeline.AuditScope{Reach: everything}})
+	check(t, err)
+	if len(found) != 1 || found[0].Finding.ID != "GHSA-v778-237x-gjrc" {
+		t.Errorf("in another case, %+v", found)
+	}
 	for _, q := range []pipeline.FindingAuditQuery{{}, {Finding: "x", AuditScope: pipeline.AuditScope{Page: pipeline.Page{After: "!"}}}, {Finding: "x", AuditScope: pipeline.AuditScope{Page: pipeline.Page{After: "WzFd"}}}} {
 		if _, err := a.AuditFindings(t.Context(), q); !errors.Is(err, pipeline.ErrInvalid) {
 			t.Errorf("%+v: %v", q, err)

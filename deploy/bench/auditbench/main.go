@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"syscall"
 	"time"
 
@@ -39,11 +40,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	buffers := flags.String("shared-buffers", "2GB", "what PostgreSQL keeps in memory; its own default is 128MB")
 	n := flags.Int("n", 500, "questions of each kind in a round")
 	rounds := flags.Int("rounds", 5, "rounds of one asking at a time, each with the same questions; the table tells of all of them, and of each question's quickest")
+	only := flags.String("only", "", "regular expression: ask these questions only, and the floor")
 	clients := flags.Int("clients", 4, "how many ask at the same time, in the second round")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
-	b := &bench{world: newWorld(*images, *packages), n: *n, rounds: *rounds, buffers: *buffers, clients: *clients, out: stdout, log: stderr}
+	asked, err := regexp.Compile(*only)
+	if err != nil {
+		fmt.Fprintln(stderr, "dray-auditbench: --only:", err)
+		return 2
+	}
+	b := &bench{world: newWorld(*images, *packages), n: *n, rounds: *rounds, buffers: *buffers, clients: *clients, only: asked, out: stdout, log: stderr}
 	if err := b.all(ctx, *dir, *bin); err != nil {
 		fmt.Fprintln(stderr, "dray-auditbench:", err)
 		return 1
@@ -56,6 +63,7 @@ type bench struct {
 	world
 	n, rounds, clients int
 	buffers            string
+	only               *regexp.Regexp
 	out, log           io.Writer
 
 	pool  *pgxpool.Pool

@@ -42,7 +42,7 @@ func (b *bench) questions() []question {
 	}
 	any := func(r *rand.Rand) string { n, _ := name(100 + r.IntN(b.names-100)); return n }
 	common := func(r *rand.Rand) string { n, _ := name(1 + r.IntN(99)); return n }
-	return []question{
+	all := []question{
 		{"the floor: a transaction that asks nothing", "", func(ctx context.Context, _ *rand.Rand) (int, error) {
 			tx, err := b.pool.Begin(ctx)
 			if err != nil {
@@ -91,6 +91,13 @@ func (b *bench) questions() []question {
 			return len(items), err
 		}, 50},
 	}
+	kept := all[:1]
+	for _, q := range all[1:] {
+		if b.only.MatchString(q.name) {
+			kept = append(kept, q)
+		}
+	}
+	return kept
 }
 
 // rival is what one writes without thinking of an index: the images with

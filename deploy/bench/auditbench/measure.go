@@ -140,16 +140,22 @@ func (b *bench) measure(ctx context.Context) error {
 func (b *bench) table(ctx context.Context, rounds, clients int, scan float64) error {
 	questions := b.questions()
 	all, quickest, items := make([][]time.Duration, len(questions)), make([][]time.Duration, len(questions)), make([]float64, len(questions))
-	before, err := processors()
-	if err != nil {
-		return err
-	}
+	used := make([]times, len(questions))
 	for range rounds {
 		for i, q := range questions {
+			before, err := processors()
+			if err != nil {
+				return err
+			}
 			took, found, err := b.ask(ctx, q, clients)
 			if err != nil {
 				return fmt.Errorf("%s: %w", q.name, err)
 			}
+			after, err := processors()
+			if err != nil {
+				return err
+			}
+			used[i].add(before, after)
 			all[i] = append(all[i], took...)
 			if quickest[i] == nil {
 				quickest[i] = slices.Clone(took)
@@ -160,26 +166,34 @@ func (b *bench) table(ctx context.Context, rounds, clients int, scan float64) er
 			items[i] = found
 		}
 	}
-	fmt.Fprintf(b.out, "\n%-44s %9s %9s %9s %9s %9s %7s %7s %9s\n", fmt.Sprintf("%d asking at a time, %d times %d", clients, rounds, b.n),
-		"p50", "p99", "maximum", "quick p50", "quick p99", "items", "mark", "scan/p99")
+	fmt.Fprintf(b.out, "\n%-44s %9s %9s %9s %9s %9s %7s %7s %9s %7s\n", fmt.Sprintf("%d asking at a time, %d times %d", clients, rounds, b.n),
+		"p50", "p99", "maximum", "quick p50", "quick p99", "items", "mark", "scan/p99", "stolen")
 	for i, q := range questions {
 		slices.Sort(all[i])
 		slices.Sort(quickest[i])
-		fmt.Fprintf(b.out, "%-44s %6.2f ms %6.2f ms %6.2f ms %6.2f ms %6.2f ms %7.1f %7s %9.0f\n", q.name,
-			ms(all[i], 50), ms(all[i], 99), ms(all[i], 100), ms(quickest[i], 50), ms(quickest[i], 99), items[i], q.mark, scan/ms(all[i], 99))
-	}
-	after, err := processors()
-	if err != nil {
-		return err
-	}
-	if busy := after.busy - before.busy + after.stolen - before.stolen; busy > 0 {
-		fmt.Fprintf(b.out, "of the time that the processors had work, the host gave %.1f %% to others\n", 100*(after.stolen-before.stolen)/busy)
+		fmt.Fprintf(b.out, "%-44s %6.2f ms %6.2f ms %6.2f ms %6.2f ms %6.2f ms %7.1f %7s %9.0f %5.1f %%\n", q.name,
+			ms(all[i], 50), ms(all[i], 99), ms(all[i], 100), ms(quickest[i], 50), ms(quickest[i], 99), items[i], q.mark, scan/ms(all[i], 99), used[i].toOthers())
 	}
 	return nil
 }
 
 // times are what the processors did since the machine started, in ticks.
 type times struct{ busy, stolen float64 }
+
+func (t *times) add(from, to times) {
+	t.busy += to.busy - from.busy
+	t.stolen += to.stolen - from.stolen
+}
+
+// toOthers is how much of the time that there was work for the processors the host gave
+// to others, in percent: while that is more than one or two, answers tell more of the
+// host than of the database.
+func (t times) toOthers() float64 {
+	if t.busy+t.stolen == 0 {
+		return 0
+	}
+	return 100 * t.stolen / (t.busy + t.stolen)
+}
 
 // processors reads /proc/stat, of which proc(5) tells.
 func processors() (t times, err error) {

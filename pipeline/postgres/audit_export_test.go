@@ -29,6 +29,9 @@ func FindingPageSQL(q pipeline.FindingAuditQuery) (sql string, args []any, err e
 	return findingPageSQL(q)
 }
 
+// ExceptionsOfLines are those of runs, their projects and packages.
+var ExceptionsOfLines = exceptionsOfLines
+
 // The rows that are not what they repeat.
 const (
 	ChangedStays   = changedStays

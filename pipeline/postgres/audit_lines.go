@@ -122,19 +122,27 @@ func queueFirsts(b *pgx.Batch, packages []int64, projects []string) map[inProjec
 // inRecord is a package in what a run recorded, by name.
 type inRecord struct{ run, name string }
 
-// queueExceptions asks for the exceptions in force, of the page's projects, that are
-// about findings in its records: by the package that a finding is in. Where the projects
-// have none, it looks no further. Which are for another image, covering tells.
+// exceptionsOfLines are the exceptions in force that are about findings in the packages
+// of runs. It looks for findings only where the project has exceptions, and for exceptions
+// only of those findings: a project can have many of either.
+var exceptionsOfLines = `
+	SELECT f.run, f.package, ` + exceptionColumnsOf("e") + `
+	FROM (SELECT u.run, u.project, u.package
+	      FROM unnest($1::text[], $2::text[], $3::bigint[]) AS u (run, project, package),
+	           LATERAL (SELECT FROM exceptions e WHERE ` + inForce + ` LIMIT 1) has OFFSET 0) u
+	JOIN packages p ON p.id = u.package
+	JOIN findings f ON f.run = u.run AND left(f.package, 200) = left(p.name, 200) AND f.package = p.name AND f.gone_at IS NULL
+	JOIN exceptions e ON ` + inForce + ` AND ` + sameFinding("e.finding", "f.id") + ` AND e.package IN ('', f.package)
+	ORDER BY e.id`
+
+const inForce = `e.project = u.project AND e.revoked_at IS NULL AND e.expires_at > now()`
+
+// queueExceptions asks for those of a page. Which are for another image, covering tells.
 func queueExceptions(b *pgx.Batch, page []line) map[inRecord][]pipeline.Exception {
 	out := map[inRecord][]pipeline.Exception{}
-	images := slices.CompactFunc(slices.Clone(page), func(a, b line) bool { return a.image == b.image })
-	runs, projects := column(images, func(l *line) string { return l.run }), column(images, func(l *line) string { return l.project })
-	b.Queue(`
-		SELECT f.run, f.package, `+exceptionColumnsOf("e")+`
-		FROM (SELECT * FROM exceptions WHERE project = ANY($3) AND revoked_at IS NULL AND expires_at > clock_timestamp() OFFSET 0) e
-		JOIN unnest($1::text[], $2::text[]) AS u (run, project) USING (project)
-		JOIN findings f ON f.run = u.run AND `+sameFinding("f.id", "e.finding")+` AND e.package IN ('', f.package) AND f.gone_at IS NULL
-		ORDER BY e.id`, runs, projects, slices.Compact(slices.Sorted(slices.Values(projects)))).Query(func(rows pgx.Rows) error {
+	runs, projects := column(page, func(l *line) string { return l.run }), column(page, func(l *line) string { return l.project })
+	packages := column(page, func(l *line) int64 { return l.pkg })
+	b.Queue(exceptionsOfLines, runs, projects, packages).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var in inRecord
 			e, err := scanExceptionAfter(rows, &in.run, &in.name)

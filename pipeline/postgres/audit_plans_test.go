@@ -144,6 +144,40 @@ func TestAuditFindingReadsAPage(t *testing.T) {
 	}
 }
 
+// TestAuditLooksUpExceptions: however many findings a record has, and however many of them
+// are accepted or were, only what is about the package is read.
+func TestAuditLooksUpExceptions(t *testing.T) {
+	pool := postgrestest.New(t)
+	s := newStore(t, pool)
+	syncSample(t, s)
+	var packages []pipeline.Package
+	var findings []pipeline.Finding
+	for i := range 2000 {
+		packages = append(packages, pkg(fmt.Sprintf("p%d", i), "v1.0.0"))
+		findings = append(findings, pipeline.Finding{ID: fmt.Sprintf("CVE-2025-%04d", i), Severity: pipeline.SeverityLow, Package: packages[i].Name, Version: "v1.0.0"})
+	}
+	one := release(t, s, "app", "one", packages, findings)
+	meddle(t, pool, `
+		INSERT INTO exceptions (id, project, environment, image, finding, package, reason, author, expires_at)
+		SELECT 'exc_' || lpad(i::text, 20, '0'), 'app', '', '', 'cve-2025-' || lpad((i / 2)::text, 4, '0'), CASE i % 4 WHEN 0 THEN 'p' || i / 2 ELSE '' END, 'r', 'sam', now() + CASE i % 2 WHEN 0 THEN interval '1 hour' ELSE interval '-1 hour' END
+		FROM generate_series(0, 3999) i;
+		ANALYZE`)
+	var id int64
+	check(t, pool.QueryRow(t.Context(), `SELECT id FROM packages WHERE name = 'p7'`).Scan(&id))
+	args := []any{[]string{string(one.Run), "run_none"}, []string{"app", "web"}, []int64{id, id}}
+	plan := explain(t, pool, "force_generic_plan", postgres.ExceptionsOfLines, args)
+	// The finding on each platform; one exception to see that the project has some, and those
+	// of the finding.
+	if found, read := plan.Plan.read("findings", nil), plan.Plan.read("exceptions", nil); found != 2 || read > 5 {
+		t.Errorf("reads %.0f findings and %.0f exceptions", found, read)
+	}
+	uses, err := s.AuditPackages(t.Context(), pipeline.PackageAuditQuery{Name: "p7", AuditScope: pipeline.AuditScope{Reach: everything}})
+	check(t, err)
+	if len(uses) != 1 || len(uses[0].Exceptions) != 1 || uses[0].Exceptions[0].Finding != "cve-2025-0007" || uses[0].Exceptions[0].ID != "exc_00000000000000000014" {
+		t.Errorf("p7 is told with %+v", uses)
+	}
+}
+
 // explained is what EXPLAIN says of a query that was run.
 type explained struct {
 	Plan counted

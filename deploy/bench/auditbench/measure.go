@@ -78,11 +78,11 @@ func (b *bench) questions() []question {
 			return pipeline.PackageAuditQuery{License: "GPL-3.0", AuditScope: pipeline.AuditScope{Environment: "prod"}}
 		}), 20},
 		{"finding, hottest", "", func(ctx context.Context, _ *rand.Rand) (int, error) {
-			items, err := b.store.AuditFindings(ctx, pipeline.FindingAuditQuery{Finding: "CVE-2025-00000", AuditScope: pipeline.AuditScope{Reach: everything, Page: pipeline.Page{Limit: 50}}})
+			items, err := b.store.AuditFindings(ctx, pipeline.FindingAuditQuery{Finding: cve(0), AuditScope: pipeline.AuditScope{Reach: everything, Page: pipeline.Page{Limit: 50}}})
 			return len(items), err
 		}, 0},
 		{"finding, promoted now to prod", "", func(ctx context.Context, r *rand.Rand) (int, error) {
-			items, err := b.store.AuditFindings(ctx, pipeline.FindingAuditQuery{Finding: fmt.Sprintf("CVE-2025-%05d", r.IntN(b.names/10)),
+			items, err := b.store.AuditFindings(ctx, pipeline.FindingAuditQuery{Finding: cve(r.IntN(b.names / 10)),
 				AuditScope: pipeline.AuditScope{Reach: everything, Environment: "prod", Page: pipeline.Page{Limit: 50}}})
 			return len(items), err
 		}, 0},

@@ -221,6 +221,7 @@ func (b *bench) fill(ctx context.Context) error {
 	load("image_packages", []string{"image", "package", "path", "layer", "licenses", "report", "position", "platform"}, b.contents())
 	exec(`ALTER TABLE image_packages ADD PRIMARY KEY (image, report, position); ` + indexes)
 	load("findings", []string{"run", "report", "position", "id", "severity", "package", "version", "fixed_in", "title", "url", "purl", "path"}, b.findings())
+	b.exceptions(load)
 	b.promotions(load)
 	exec(`INSERT INTO stays (promotion, project, environment, placed, image, repository, action, requested_by, break_glass, approved_by, since, until)
 		SELECT p.id, p.project, p.environment, p.placed, p.image, l.repository, p.action, p.requested_by, p.break_glass, ARRAY[a.author], j.finished_at,
@@ -272,6 +273,32 @@ func (b *bench) contents() *rows {
 	}}
 }
 
+// found is the package that a project's finding at a position is in, by popularity.
+func (w world) found(project, position int) int {
+	if position == 0 {
+		return 0
+	}
+	return (project*perImage + position*position*7) % (w.names / 10)
+}
+
+func cve(rank int) string { return fmt.Sprintf("CVE-2025-%05d", rank) }
+
+// exceptions of one project in three: what its images have is accepted in prod for most of
+// it, half of it in the package that it was found in, half in whatever package.
+func (b *bench) exceptions(load func(string, []string, pgx.CopyFromSource)) {
+	const each, apart = 20, 3
+	load("exceptions", []string{"id", "project", "environment", "image", "finding", "package", "reason", "author", "created_at", "expires_at"},
+		upTo(each*((b.projects+apart-1)/apart), func(i int) []any {
+			project := i / each * apart
+			rank := b.found(project, i%each)
+			in := ""
+			if i%2 == 0 {
+				in, _ = name(rank)
+			}
+			return []any{fmt.Sprintf("exc_%020d", i), b.project(project), "prod", "", cve(rank), in, "It cannot be reached.", fmt.Sprintf("person-%d", i%40), started, started.AddDate(100, 0, 0)}
+		}))
+}
+
 // findings yields what is known of the images: a CVE in the hottest package, and others.
 func (b *bench) findings() *rows {
 	image, position := 0, 0
@@ -282,14 +309,11 @@ func (b *bench) findings() *rows {
 		if image == b.images {
 			return nil
 		}
-		rank := 0
-		if position > 0 {
-			rank = (image%b.projects*perImage + position*position*7) % (b.names / 10)
-		}
+		rank := b.found(image%b.projects, position)
 		position++
 		n, _ := name(rank)
 		v := b.release(image%b.projects, rank, image)
-		return []any{runID(image), int32(0), int32(position - 1), fmt.Sprintf("CVE-2025-%05d", rank), int16(rank % 5), n, version(rank, v), version(rank, v+1),
+		return []any{runID(image), int32(0), int32(position - 1), cve(rank), int16(rank % 5), n, version(rank, v), version(rank, v+1),
 			"A flaw in " + n, "https://example.com/advisory", purl(rank, v), ""}
 	}}
 }

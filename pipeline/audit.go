@@ -121,7 +121,7 @@ type Stay struct {
 // FindingAuditQuery asks which images have a known vulnerability.
 type FindingAuditQuery struct {
 	AuditScope
-	Finding string // "CVE-2024-45337"
+	Finding string // its id, in upper or lower case: "CVE-2024-45337"
 	Package string // only in the package of that name
 }
 

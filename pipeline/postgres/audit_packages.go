@@ -220,16 +220,13 @@ func queuePage(b *pgx.Batch, limit int, pairs string, args []any) *[]line {
 	b.Queue(linesOf(pairs), args...).Query(func(rows pgx.Rows) error {
 		var l line
 		var platform pipeline.Platform
-		var project, repository, digest, run, commit *string
-		var recordedAt *time.Time
 		_, err := pgx.ForEachRow(rows, []any{&l.image, &l.pkg, (*string)(&platform), &l.path, &l.layer, &l.licenses,
-			&project, &repository, &digest, &run, &commit, &recordedAt}, func() error {
+			&l.project, &l.subject.Repository, (*string)(&l.subject.Digest), &l.run, &l.commit, &l.recordedAt}, func() error {
 			if n := len(page); n == 0 || page[n-1].pair != l.pair {
-				if run == nil {
+				if l.run == "" {
 					return fmt.Errorf("the record of image %d is not complete", l.image)
 				}
-				l.project, l.run, l.commit, l.recordedAt = *project, *run, *commit, recordedAt.UTC()
-				l.subject = pipeline.Image{Repository: *repository, Digest: pipeline.Digest(*digest)}
+				l.recordedAt = l.recordedAt.UTC()
 				page = append(page, l)
 			}
 			if last := &page[len(page)-1]; !slices.Contains(last.platforms, platform) {
@@ -243,12 +240,13 @@ func queuePage(b *pgx.Batch, limit int, pairs string, args []any) *[]line {
 }
 
 // linesOf is a query for lines, made of one for pairs: one for each of an image's
-// platforms that has the package. The limit keeps the lookup of an image to that one,
+// platforms that has the package. An image without a record has a run without an id. The limit keeps the lookup of an image to that one,
 // whatever the planner thinks of their number.
 func linesOf(pairs string) string {
 	return `
 		WITH page (image, package) AS MATERIALIZED (` + pairs + `)
-		SELECT p.image, p.package, x.platform, x.path, x.layer, coalesce(x.licenses, 0), r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
+		SELECT p.image, p.package, x.platform, x.path, x.layer, coalesce(x.licenses, 0),
+		       coalesce(r.project, ''), coalesce(r.repository, ''), coalesce(r.digest, ''), coalesce(r.run, ''), coalesce(r.commit_sha, ''), coalesce(r.recorded_at, to_timestamp(0))
 		FROM page p LEFT JOIN LATERAL (
 			SELECT r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
 			FROM image_records r WHERE r.image = p.image ORDER BY r.number DESC LIMIT 1) r ON true, LATERAL (

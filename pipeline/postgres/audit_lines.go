@@ -135,6 +135,7 @@ var exceptionsOfLines = `
 	JOIN exceptions e ON ` + inForce + ` AND ` + sameFinding("e.finding", "f.id") + ` AND e.package IN ('', f.package)
 	ORDER BY e.id`
 
+// inForce is of the exceptions e of a line u's project.
 const inForce = `e.project = u.project AND e.revoked_at IS NULL AND e.expires_at > now()`
 
 // queueExceptions asks for those of a page. Which are for another image, covering tells.

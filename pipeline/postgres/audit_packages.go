@@ -240,8 +240,9 @@ func queuePage(b *pgx.Batch, limit int, pairs string, args []any) *[]line {
 }
 
 // linesOf is a query for lines, made of one for pairs: one for each of an image's
-// platforms that has the package. An image without a record has a run without an id. The limit keeps the lookup of an image to that one,
-// whatever the planner thinks of their number.
+// platforms that has the package. An image without a record has a run without an id.
+// The limit keeps the lookup of an image to that one, whatever the planner thinks of
+// their number.
 func linesOf(pairs string) string {
 	return `
 		WITH page (image, package) AS MATERIALIZED (` + pairs + `)

@@ -20,8 +20,8 @@ func PackagesFirstSQL(s pipeline.AuditScope, ids []int64, image, pkg int64) (pai
 
 // NamedSQL does the same for all packages of that name.
 func NamedSQL(s pipeline.AuditScope, name string, image, pkg int64) (pairs, lines string, args []any) {
-	pairs, args = namedPairs(pipeline.PackageAuditQuery{Name: name, AuditScope: s}, pair{image, pkg})
-	return pairs, linesOf(pairs), args
+	named := namedPairs(pipeline.PackageAuditQuery{Name: name, AuditScope: s}, pair{image, pkg})
+	return named.sql, linesOf(named.sql), named.args
 }
 
 // FindingPageSQL finds a page of the images with a finding.
@@ -29,8 +29,13 @@ func FindingPageSQL(q pipeline.FindingAuditQuery) (sql string, args []any, err e
 	return findingPageSQL(q)
 }
 
-// ExceptionsOfLines are those of runs, their projects and packages.
+// ExceptionsOfLines are those of the page that LeavePage left behind.
 var ExceptionsOfLines = exceptionsOfLines
+
+// LeavePage is SQL that leaves a page of lines behind: of runs, projects and packages.
+func LeavePage(values string) string {
+	return `SELECT ` + leave("runs", "run") + `, ` + leave("projects", "project") + `, ` + leave("packages", "package") + ` FROM (VALUES ` + values + `) AS l (run, project, package)`
+}
 
 // The rows that are not what they repeat.
 const (

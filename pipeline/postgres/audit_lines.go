@@ -1,77 +1,144 @@
 package postgres
 
 import (
-	"cmp"
-	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/dray-project/dray/pipeline"
 )
 
-// packageAudits adds to a page all that is told of it. It asks for each thing once,
-// however many lines are about it, by lists of numbers: that takes PostgreSQL half
-// the time that joining line by line does.
-func packageAudits(ctx context.Context, t *snapshot, page []line, known askedFor) ([]pipeline.PackageAudit, error) {
-	images, packages := column(page, func(l *line) int64 { return l.image }), column(page, func(l *line) int64 { return l.pkg })
-	projects := column(page, func(l *line) string { return l.project })
-	t.plan(planOnce)
-	b := &pgx.Batch{}
-	if slices.ContainsFunc(packages, func(id int64) bool { _, ok := known[id]; return !ok }) {
-		known = queuePackages(b, ` WHERE p.id = ANY($1)`, []any{packages}, nil)
+// line is a pair with what the image is, the platforms that it is on, and where the
+// package is in the first of them.
+type line struct {
+	pair
+	project     string
+	subject     pipeline.Image
+	run, commit string
+	recordedAt  time.Time
+	platforms   []pipeline.Platform
+	path, layer int64
+	licenses    int64 // 0: none are known
+}
+
+// queueAudits asks for a page of pairs and for all that is told of it, in what the batch
+// has come to. It asks for each thing once, however many lines are about it, by the
+// lists that the page leaves behind: that takes PostgreSQL half the time that joining
+// line by line does. What is known of the packages is known of all of them; nil: of none.
+// When the batch was sent, the result is ready.
+func queueAudits(b *pgx.Batch, t *snapshot, pairs statement, limit int, known askedFor) func() ([]pipeline.PackageAudit, error) {
+	page := queueLines(b, pairs, limit)
+	t.plan(b, planOnce)
+	if known == nil {
+		known = queuePackages(b, ` WHERE p.id = ANY(`+ofPage("packages")+`)`, nil, nil)
 	}
 	text := func(rows pgx.Rows, id *int64) (s string, err error) { return s, rows.Scan(id, &s) }
-	path := queueBy(b, `SELECT id, path FROM paths WHERE id = ANY($1)`, column(page, func(l *line) int64 { return l.path }), text)
-	layer := queueBy(b, `SELECT id, layer FROM layers WHERE id = ANY($1)`, column(page, func(l *line) int64 { return l.layer }), text)
-	list := queueBy(b, `SELECT id, licenses FROM license_lists WHERE id = ANY($1)`, column(page, func(l *line) int64 { return l.licenses }), func(rows pgx.Rows, id *int64) (s []string, err error) {
+	path := queueBy(b, `SELECT id, path FROM paths WHERE id = ANY(`+ofPage("paths")+`)`, text)
+	layer := queueBy(b, `SELECT id, layer FROM layers WHERE id = ANY(`+ofPage("layers")+`)`, text)
+	list := queueBy(b, `SELECT id, licenses FROM license_lists WHERE id = ANY(`+ofPage("licenses")+`)`, func(rows pgx.Rows, id *int64) (s []string, err error) {
 		return s, rows.Scan(id, &s)
 	})
-	first := queueFirsts(b, packages, projects)
-	places := queueStays(b, slices.Compact(slices.Clone(images)))
-	exceptions := queueExceptions(b, page)
-	if err := t.finish(ctx, b); err != nil {
-		return nil, err
-	}
-	out := make([]pipeline.PackageAudit, len(page))
-	for i, l := range page {
-		about, isKnown := known[l.pkg]
-		p := about.Package
-		at, hasPath := path[l.path]
-		in, hasLayer := layer[l.layer]
-		hasLicenses := l.licenses == 0
-		if !hasLicenses {
-			p.Licenses, hasLicenses = list[l.licenses]
+	first := queueFirsts(b)
+	places := queueStays(b, ofPage("images"))
+	exceptions := queueExceptions(b)
+	return func() ([]pipeline.PackageAudit, error) {
+		out := make([]pipeline.PackageAudit, len(*page))
+		for i, l := range *page {
+			about, isKnown := known[l.pkg]
+			p := about.Package
+			at, hasPath := path[l.path]
+			in, hasLayer := layer[l.layer]
+			hasLicenses := l.licenses == 0
+			if !hasLicenses {
+				p.Licenses, hasLicenses = list[l.licenses]
+			}
+			if !isKnown || !hasPath || !hasLayer || !hasLicenses {
+				return nil, fmt.Errorf("the record of image %d or of its package %d is not complete", l.image, l.pkg)
+			}
+			p.Path, p.Layer = at, in
+			slices.Sort(l.platforms)
+			out[i] = pipeline.PackageAudit{ID: fmt.Sprintf("%d-%d", l.image, l.pkg),
+				Project: l.project, Image: l.subject, Platforms: l.platforms, Run: pipeline.RunID(l.run), Commit: l.commit, RecordedAt: l.recordedAt,
+				Package: p, Uncomparable: about.uncomparable, First: first[inProject{l.pkg, l.project}],
+				Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: l.covering(exceptions[inRecord{l.run, p.Name}])}
 		}
-		if !isKnown || !hasPath || !hasLayer || !hasLicenses {
-			return nil, fmt.Errorf("the record of image %d or of its package %d is not complete", l.image, l.pkg)
-		}
-		p.Path, p.Layer = at, in
-		slices.Sort(l.platforms)
-		out[i] = pipeline.PackageAudit{ID: fmt.Sprintf("%d-%d", l.image, l.pkg),
-			Project: l.project, Image: l.subject, Platforms: l.platforms, Run: pipeline.RunID(l.run), Commit: l.commit, RecordedAt: l.recordedAt,
-			Package: p, Uncomparable: about.uncomparable, First: first[inProject{l.pkg, l.project}],
-			Places: placesOf(places[l.image], l.subject.Digest, l.commit), Exceptions: l.covering(exceptions[inRecord{l.run, p.Name}])}
+		return out, nil
 	}
-	return out, nil
 }
 
-// column lists one thing of each line.
-func column[V any](page []line, of func(*line) V) []V {
-	out := make([]V, len(page))
-	for i := range page {
-		out[i] = of(&page[i])
-	}
-	return out
+// queueLines asks for lines, made of a statement for pairs: one for each of an image's
+// platforms that has the package. An image without a record has a run without an id.
+func queueLines(b *pgx.Batch, pairs statement, limit int) *[]line {
+	page := make([]line, 0, limit)
+	b.Queue(linesOf(pairs.sql), pairs.args...).Query(func(rows pgx.Rows) error {
+		var l line
+		var platform pipeline.Platform
+		_, err := pgx.ForEachRow(rows, []any{&l.image, &l.pkg, (*string)(&platform), &l.path, &l.layer, &l.licenses,
+			&l.project, &l.subject.Repository, (*string)(&l.subject.Digest), &l.run, &l.commit, &l.recordedAt}, func() error {
+			if n := len(page); n == 0 || page[n-1].pair != l.pair {
+				if l.run == "" {
+					return fmt.Errorf("the record of image %d is not complete", l.image)
+				}
+				l.recordedAt = l.recordedAt.UTC()
+				page = append(page, l)
+			}
+			if last := &page[len(page)-1]; !slices.Contains(last.platforms, platform) {
+				last.platforms = append(last.platforms, platform)
+			}
+			return nil
+		})
+		return err
+	})
+	return &page
 }
 
-// queueBy asks for what has these keys. It can be looked up in the map when the
+// linesOf is the SQL. It leaves lists of what the page is about to the statements behind
+// it, which read them with ofPage, so that nobody has to bring them: an entry for each
+// line and platform, in one order. The limit keeps the lookup of an image to that one,
+// whatever the planner thinks of their number.
+func linesOf(pairs string) string {
+	return `
+		WITH page (image, package) AS MATERIALIZED (` + pairs + `),
+		lines AS MATERIALIZED (
+			SELECT p.image, p.package, x.report, x.platform, x.path, x.layer, coalesce(x.licenses, 0) AS licenses,
+			       coalesce(r.project, '') AS project, coalesce(r.repository, '') AS repository, coalesce(r.digest, '') AS digest,
+			       coalesce(r.run, '') AS run, coalesce(r.commit_sha, '') AS commit_sha, coalesce(r.recorded_at, to_timestamp(0)) AS recorded_at
+			FROM page p LEFT JOIN LATERAL (
+				SELECT r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
+				FROM image_records r WHERE r.image = p.image ORDER BY r.number DESC LIMIT 1) r ON true, LATERAL (
+				SELECT DISTINCT ON (x.report) x.report, x.platform, x.path, x.layer, x.licenses
+				FROM image_packages x WHERE x.package = p.package AND x.image = p.image ORDER BY x.report, x.position) x),
+		left_behind AS MATERIALIZED (
+			SELECT ` + leave("images", "image") + `, ` + leave("packages", "package") + `, ` + leave("paths", "path") + `, ` + leave("layers", "layer") + `,
+			       ` + leave("licenses", "licenses") + `, ` + leave("projects", "project") + `, ` + leave("runs", "run") + `
+			FROM lines)
+		SELECT l.image, l.package, l.platform, l.path, l.layer, l.licenses, l.project, l.repository, l.digest, l.run, l.commit_sha, l.recorded_at
+		FROM left_behind, lines l
+		ORDER BY l.image DESC, l.package DESC, l.report`
+}
+
+// leave is SQL that keeps a list of a column's values until the transaction ends. It is
+// a setting, as the transaction may write nothing else.
+func leave(list, column string) string {
+	return `set_config('dray.page_` + list + `', array_agg(` + column + `)::text, true)`
+}
+
+// ofPage is the list; NULL if the page has no lines.
+func ofPage(list string) string {
+	kind := "bigint[]"
+	if list == "projects" || list == "runs" {
+		kind = "text[]"
+	}
+	return `nullif(current_setting('dray.page_` + list + `'), '')::` + kind
+}
+
+// queueBy asks for values by their keys. They can be looked up in the map when the
 // batch was sent.
-func queueBy[K cmp.Ordered, V any](b *pgx.Batch, sql string, keys []K, scan func(rows pgx.Rows, key *K) (V, error)) map[K]V {
-	keys = slices.Compact(slices.Sorted(slices.Values(keys)))
-	out := make(map[K]V, len(keys))
-	b.Queue(sql, keys).Query(func(rows pgx.Rows) error {
+func queueBy[K comparable, V any](b *pgx.Batch, sql string, scan func(rows pgx.Rows, key *K) (V, error)) map[K]V {
+	out := map[K]V{}
+	b.Queue(sql).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var key K
 			v, err := scan(rows, &key)
@@ -91,21 +158,14 @@ type inProject struct {
 	project string
 }
 
-// queueFirsts asks which run brought each package into the project beside it.
-func queueFirsts(b *pgx.Batch, packages []int64, projects []string) map[inProject]*pipeline.Origin {
+// queueFirsts asks which run brought each package of the page into its project.
+func queueFirsts(b *pgx.Batch) map[inProject]*pipeline.Origin {
 	out := map[inProject]*pipeline.Origin{}
-	for i, p := range packages {
-		out[inProject{p, projects[i]}] = nil
-	}
-	packages, projects = nil, nil // each pair once
-	for at := range out {
-		packages, projects = append(packages, at.pkg), append(projects, at.project)
-	}
 	b.Queue(`
 		SELECT u.package, u.project, r.run, r.commit_sha, r.digest, r.recorded_at
-		FROM unnest($1::bigint[], $2::text[]) AS u (package, project)
+		FROM (SELECT DISTINCT package, project FROM unnest(` + ofPage("packages") + `, ` + ofPage("projects") + `) AS u (package, project)) u
 		JOIN package_firsts f ON f.package = u.package AND f.project = u.project
-		JOIN image_records r ON r.number = f.record`, packages, projects).Query(func(rows pgx.Rows) error {
+		JOIN image_records r ON r.number = f.record`).Query(func(rows pgx.Rows) error {
 		var at inProject
 		var o pipeline.Origin
 		_, err := pgx.ForEachRow(rows, []any{&at.pkg, &at.project, (*string)(&o.Run), &o.Commit, (*string)(&o.Digest), &o.At}, func() error {
@@ -122,28 +182,31 @@ func queueFirsts(b *pgx.Batch, packages []int64, projects []string) map[inProjec
 // inRecord is a package in what a run recorded, by name.
 type inRecord struct{ run, name string }
 
-// exceptionsOfLines are the exceptions in force that are about findings in the packages
-// of runs. It looks for findings only where the project has exceptions, and for exceptions
-// only of those findings: a project can have many of either.
+// exceptionsOfLines are the exceptions in force that are about findings in the page's
+// packages. It looks for findings only where the project has exceptions, and for
+// exceptions only of those findings: a project can have many of either.
 var exceptionsOfLines = `
 	SELECT f.run, f.package, ` + exceptionColumnsOf("e") + `
-	FROM (SELECT u.run, u.project, u.package
-	      FROM unnest($1::text[], $2::text[], $3::bigint[]) AS u (run, project, package),
-	           LATERAL (SELECT FROM exceptions e WHERE ` + inForce + ` LIMIT 1) has OFFSET 0) u
+	FROM (SELECT DISTINCT u.run, u.project, u.package
+	      FROM (SELECT p.project
+	            FROM (SELECT DISTINCT project FROM unnest(` + ofPage("projects") + `) AS p (project)) p,
+	                 LATERAL (SELECT FROM exceptions e WHERE ` + inForce("p") + ` LIMIT 1) has OFFSET 0) p,
+	           unnest(` + ofPage("runs") + `, ` + ofPage("projects") + `, ` + ofPage("packages") + `) AS u (run, project, package)
+	      WHERE u.project = p.project) u
 	JOIN packages p ON p.id = u.package
 	JOIN findings f ON f.run = u.run AND left(f.package, 200) = left(p.name, 200) AND f.package = p.name AND f.gone_at IS NULL
-	JOIN exceptions e ON ` + inForce + ` AND ` + sameFinding("e.finding", "f.id") + ` AND e.package IN ('', f.package)
+	JOIN exceptions e ON ` + inForce("u") + ` AND ` + sameFinding("e.finding", "f.id") + ` AND e.package IN ('', f.package)
 	ORDER BY e.id`
 
-// inForce is of the exceptions e of a line u's project.
-const inForce = `e.project = u.project AND e.revoked_at IS NULL AND e.expires_at > now()`
+// inForce is of the exceptions e of the project.
+func inForce(of string) string {
+	return `e.project = ` + of + `.project AND e.revoked_at IS NULL AND e.expires_at > now()`
+}
 
-// queueExceptions asks for those of a page. Which are for another image, covering tells.
-func queueExceptions(b *pgx.Batch, page []line) map[inRecord][]pipeline.Exception {
+// queueExceptions asks for those of the page. Which are for another image, covering tells.
+func queueExceptions(b *pgx.Batch) map[inRecord][]pipeline.Exception {
 	out := map[inRecord][]pipeline.Exception{}
-	runs, projects := column(page, func(l *line) string { return l.run }), column(page, func(l *line) string { return l.project })
-	packages := column(page, func(l *line) int64 { return l.pkg })
-	b.Queue(exceptionsOfLines, runs, projects, packages).Query(func(rows pgx.Rows) error {
+	b.Queue(exceptionsOfLines).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var in inRecord
 			e, err := scanExceptionAfter(rows, &in.run, &in.name)

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -38,52 +37,64 @@ func (s *Store) AuditPackages(ctx context.Context, q pipeline.PackageAuditQuery)
 		plan = planOnce // looked up in one way, whatever is asked for
 	}
 	err = s.snapshot(ctx, plan, func(t *snapshot) error {
-		page, packages, err := findPage(ctx, t, q, plan, after)
-		if err != nil || len(page) == 0 {
+		if plan == planOnce && q.Name != "" && q.PURL == "" && q.Range == "" {
+			if few, err := auditNamed(ctx, t, q, after, &out); err != nil || few {
+				return err
+			}
+		}
+		pairs, packages, err := findPairs(ctx, t, q, after)
+		if err != nil || pairs.sql == "" {
 			return err
 		}
-		out, err = packageAudits(ctx, t, page, packages)
+		b := &pgx.Batch{}
+		audits := queueAudits(b, t, pairs, q.Page.Limit, packages)
+		if err := t.finish(ctx, b); err != nil {
+			return err
+		}
+		out, err = audits()
 		return err
 	})
 	return notNil(out), err
 }
 
-// findPage finds the page in the way that fits the question. The packages that it had
-// to find for that are found; those of the page that are not among them are unknown.
-func findPage(ctx context.Context, t *snapshot, q pipeline.PackageAuditQuery, plan string, after pair) (page []line, found askedFor, err error) {
-	if plan == planOnce && q.Name != "" && q.PURL == "" && q.Range == "" {
-		if page, found, err = namedPage(ctx, t, q, after); err != nil || len(found) <= fewPackages {
-			return page, found, err
-		}
+// auditNamed asks for packages by name and version, whatever image has them, in one
+// round trip. Where there are more than few of those packages, it says so and out is
+// left as it was.
+func auditNamed(ctx context.Context, t *snapshot, q pipeline.PackageAuditQuery, after pair, out *[]pipeline.PackageAudit) (few bool, err error) {
+	b := &pgx.Batch{}
+	w := named(q)
+	found := queuePackages(b, w.sql()+` LIMIT `+w.arg(fewPackages+1), w.args, nil)
+	audits := queueAudits(b, t, namedPairs(q, after), q.Page.Limit, found)
+	if err := t.finish(ctx, b); err != nil || len(found) > fewPackages {
+		return false, err
 	}
+	*out, err = audits()
+	return true, err
+}
+
+// findPairs finds the way to the page that fits the question. The packages that it had
+// to find for that are found; nil: the page can be of any.
+func findPairs(ctx context.Context, t *snapshot, q pipeline.PackageAuditQuery, after pair) (pairs statement, found askedFor, err error) {
 	if many, err := licensesMany(ctx, t, q); err != nil {
-		return nil, nil, err
+		return statement{}, nil, err
 	} else if many {
-		page, err = licensedPage(ctx, t, q, after)
-		return page, askedFor{}, err
+		return licensedPairs(q, after), nil, nil
 	}
 	if found, err = findPackages(ctx, t, q); err != nil || len(found) == 0 {
-		return nil, nil, err
+		return statement{}, nil, err
 	}
-	page, err = packagePage(ctx, t, q.AuditScope, slices.Sorted(maps.Keys(found)), after)
-	return page, found, err
+	pairs, err = packagePairs(ctx, t, q.AuditScope, slices.Sorted(maps.Keys(found)), after)
+	return pairs, found, err
+}
+
+// statement is SQL with its arguments.
+type statement struct {
+	sql  string
+	args []any
 }
 
 // pair is a package in an image.
 type pair struct{ image, pkg int64 }
-
-// line is a pair with what the image is, the platforms that it is on, and where the
-// package is in the first of them.
-type line struct {
-	pair
-	project     string
-	subject     pipeline.Image
-	run, commit string
-	recordedAt  time.Time
-	platforms   []pipeline.Platform
-	path, layer int64
-	licenses    int64 // 0: none are known
-}
 
 // asked is a package version that is asked about, whatever image has it.
 // Uncomparable: its version cannot be compared with the range. It is one of them: an
@@ -162,25 +173,13 @@ func named(query pipeline.PackageAuditQuery) (w where) {
 	return w
 }
 
-// namedPage finds the page of packages by name and version, whatever image has them,
-// in one round trip. Where there are more than few of those packages, it is not to be
-// used, and neither are they.
-func namedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery, after pair) ([]line, askedFor, error) {
-	b := &pgx.Batch{}
-	w := named(query)
-	found := queuePackages(b, w.sql()+` LIMIT `+w.arg(fewPackages+1), w.args, nil)
-	sql, args := namedPairs(query, after)
-	page := queuePage(b, query.Page.Limit, sql, args)
-	err := t.send(ctx, b)
-	return *page, found, err
-}
-
-func namedPairs(query pipeline.PackageAuditQuery, after pair) (sql string, args []any) {
-	packages := named(query)
+// namedPairs finds the page of packages by name and version, of a few of them.
+func namedPairs(q pipeline.PackageAuditQuery, after pair) statement {
+	packages := named(q)
 	w := where{args: packages.args}
 	some := `(SELECT p.id FROM packages p` + packages.sql() + ` LIMIT ` + w.arg(fewPackages) + `) c (id)`
-	sql = packagesFirst(&w, query.Page.Limit, some, after)
-	return sql, w.args
+	sql := packagesFirst(&w, q.Page.Limit, some, after)
+	return statement{sql, w.args}
 }
 
 func licenseOf(q pipeline.PackageAuditQuery) string { return strings.TrimSpace(clean(q.License)) }
@@ -196,64 +195,14 @@ func licensesMany(ctx context.Context, t *snapshot, query pipeline.PackageAuditQ
 	return err == nil && n[0] > fewPackages, err
 }
 
-// licensedPage finds the page of packages under a licence, image by image: where
+// licensedPairs finds the page of packages under a licence, image by image: where
 // so many packages are, each image has some.
-func licensedPage(ctx context.Context, t *snapshot, query pipeline.PackageAuditQuery, after pair) ([]line, error) {
+func licensedPairs(q pipeline.PackageAuditQuery, after pair) statement {
 	w := where{}
-	inScope(&w, query.AuditScope)
-	cond := `EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(` + w.arg(licenseOf(query)) + `), 100) AND l.package = x.package)`
-	sql := imageByImage(&w, cond, query.Page.Limit, after)
-	return pageOf(ctx, t, query.Page.Limit, sql, w.args)
-}
-
-// pageOf runs a query for pairs, and adds what and where they are.
-func pageOf(ctx context.Context, t *snapshot, limit int, pairs string, args []any) ([]line, error) {
-	b := &pgx.Batch{}
-	page := queuePage(b, limit, pairs, args)
-	err := t.send(ctx, b)
-	return *page, err
-}
-
-// queuePage does so when the batch is sent.
-func queuePage(b *pgx.Batch, limit int, pairs string, args []any) *[]line {
-	page := make([]line, 0, limit)
-	b.Queue(linesOf(pairs), args...).Query(func(rows pgx.Rows) error {
-		var l line
-		var platform pipeline.Platform
-		_, err := pgx.ForEachRow(rows, []any{&l.image, &l.pkg, (*string)(&platform), &l.path, &l.layer, &l.licenses,
-			&l.project, &l.subject.Repository, (*string)(&l.subject.Digest), &l.run, &l.commit, &l.recordedAt}, func() error {
-			if n := len(page); n == 0 || page[n-1].pair != l.pair {
-				if l.run == "" {
-					return fmt.Errorf("the record of image %d is not complete", l.image)
-				}
-				l.recordedAt = l.recordedAt.UTC()
-				page = append(page, l)
-			}
-			if last := &page[len(page)-1]; !slices.Contains(last.platforms, platform) {
-				last.platforms = append(last.platforms, platform)
-			}
-			return nil
-		})
-		return err
-	})
-	return &page
-}
-
-// linesOf is a query for lines, made of one for pairs: one for each of an image's
-// platforms that has the package. An image without a record has a run without an id.
-// The limit keeps the lookup of an image to that one, whatever the planner thinks of
-// their number.
-func linesOf(pairs string) string {
-	return `
-		WITH page (image, package) AS MATERIALIZED (` + pairs + `)
-		SELECT p.image, p.package, x.platform, x.path, x.layer, coalesce(x.licenses, 0),
-		       coalesce(r.project, ''), coalesce(r.repository, ''), coalesce(r.digest, ''), coalesce(r.run, ''), coalesce(r.commit_sha, ''), coalesce(r.recorded_at, to_timestamp(0))
-		FROM page p LEFT JOIN LATERAL (
-			SELECT r.project, r.repository, r.digest, r.run, r.commit_sha, r.recorded_at
-			FROM image_records r WHERE r.image = p.image ORDER BY r.number DESC LIMIT 1) r ON true, LATERAL (
-			SELECT DISTINCT ON (x.report) x.report, x.platform, x.path, x.layer, x.licenses
-			FROM image_packages x WHERE x.package = p.package AND x.image = p.image ORDER BY x.report, x.position) x
-		ORDER BY p.image DESC, p.package DESC, x.report`
+	inScope(&w, q.AuditScope)
+	cond := `EXISTS (SELECT FROM package_licenses l WHERE l.license = left(lower(` + w.arg(licenseOf(q)) + `), 100) AND l.package = x.package)`
+	sql := imageByImage(&w, cond, q.Page.Limit, after)
+	return statement{sql, w.args}
 }
 
 // imageByImage looks through the images that w selects, newest first, until there
@@ -269,26 +218,26 @@ func imageByImage(w *where, cond string, limit int, after pair) string {
 		ORDER BY i.id DESC, x.package DESC LIMIT ` + w.arg(limit)
 }
 
-// packagePage finds the page: at most Limit of the packages with images in scope, the
-// highest first.
-func packagePage(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []int64, after pair) ([]line, error) {
+// packagePairs finds the page: at most Limit of the packages with images in scope, the
+// highest first. None, if no image is in scope.
+func packagePairs(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []int64, after pair) (statement, error) {
 	w := where{}
 	scoped := inScope(&w, s)
 	if len(ids) > fewPackages {
-		t.plan(planEachTime)
+		t.plan(&t.next, planEachTime)
 		cond := "x.package = ANY(" + w.arg(ids) + ")"
 		sql := imageByImage(&w, cond, s.Page.Limit, after)
-		return pageOf(ctx, t, s.Page.Limit, sql, w.args)
+		return statement{sql, w.args}, nil
 	}
-	sql := ""
 	if scoped {
 		images, err := imagesIn(ctx, t, w, after)
 		switch {
 		case err != nil || len(images) == 0:
-			return nil, err
+			return statement{}, err
 		case len(images)*len(ids) <= fewProbes:
 			w = where{}
-			sql = imagesFirst(&w, s.Page.Limit, images, ids, after)
+			sql := imagesFirst(&w, s.Page.Limit, images, ids, after)
+			return statement{sql, w.args}, nil
 		case len(images) <= fewImages:
 			// The sum keeps it from looking into an index for each of the images.
 			w = where{}
@@ -297,10 +246,8 @@ func packagePage(ctx context.Context, t *snapshot, s pipeline.AuditScope, ids []
 			w.conds = []string{"EXISTS (SELECT FROM images i WHERE i.id = x.image AND " + strings.Join(w.conds, " AND ") + ")"}
 		}
 	}
-	if sql == "" {
-		sql = packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, after)
-	}
-	return pageOf(ctx, t, s.Page.Limit, sql, w.args)
+	sql := packagesFirst(&w, s.Page.Limit, `unnest(`+w.arg(ids)+`::bigint[]) AS c (id)`, after)
+	return statement{sql, w.args}, nil
 }
 
 // imagesIn lists the images that w selects and that can be after the pair, or one

@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -101,6 +102,43 @@ func TestAuditReadsAPage(t *testing.T) {
 	}
 }
 
+// sent counts what goes to the database.
+type sent struct{ batches, queries int }
+
+func (s *sent) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	s.batches++
+	return ctx
+}
+func (*sent) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (*sent) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+func (s *sent) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	s.queries++
+	return ctx
+}
+func (*sent) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// TestAuditByNameAsksOnce: what a page is about is asked for with the page.
+func TestAuditByNameAsksOnce(t *testing.T) {
+	pool := postgrestest.New(t)
+	syncSample(t, newStore(t, pool))
+	release(t, newStore(t, pool), "app", "one", []pipeline.Package{pkg("crypto", "v1")}, nil)
+	config := pool.Config()
+	var n sent
+	config.ConnConfig.Tracer = &n
+	traced, err := pgxpool.NewWithConfig(t.Context(), config)
+	check(t, err)
+	t.Cleanup(traced.Close)
+	s := newStore(t, traced)
+	for name, images := range map[string]int{"crypto": 1, "none": 0} {
+		n = sent{}
+		uses, err := s.AuditPackages(t.Context(), pipeline.PackageAuditQuery{Name: name, AuditScope: pipeline.AuditScope{Reach: everything}})
+		check(t, err)
+		if len(uses) != images || n != (sent{batches: 1}) {
+			t.Errorf("%s: %d images, and %+v", name, len(uses), n)
+		}
+	}
+}
+
 // TestAuditFindingReadsAPage: however many images have a finding, no more of it is read
 // than the page and the image after it.
 func TestAuditFindingReadsAPage(t *testing.T) {
@@ -164,8 +202,8 @@ func TestAuditLooksUpExceptions(t *testing.T) {
 		ANALYZE`)
 	var id int64
 	check(t, pool.QueryRow(t.Context(), `SELECT id FROM packages WHERE name = 'p7'`).Scan(&id))
-	args := []any{[]string{string(one.Run), "run_none"}, []string{"app", "web"}, []int64{id, id}}
-	plan := explain(t, pool, "force_generic_plan", postgres.ExceptionsOfLines, args)
+	page := postgres.LeavePage(fmt.Sprintf("('%s', 'app', %[2]d), ('%[1]s', 'app', %[2]d), ('run_none', 'web', %[2]d)", one.Run, id))
+	plan := explain(t, pool, "force_generic_plan", postgres.ExceptionsOfLines, nil, page)
 	// The finding on each platform; one exception to see that the project has some, and those
 	// of the finding.
 	if found, read := plan.Plan.read("findings", nil), plan.Plan.read("exceptions", nil); found != 2 || read > 5 {
@@ -184,8 +222,9 @@ type explained struct {
 	Time float64 `json:"Execution Time"`
 }
 
-// explain runs a query as a prepared statement, with lists of numbers and numbers.
-func explain(t *testing.T, pool *pgxpool.Pool, mode, sql string, args []any) explained {
+// explain runs a query as a prepared statement, with lists of numbers and numbers, in
+// the transaction of what goes before.
+func explain(t *testing.T, pool *pgxpool.Pool, mode, sql string, args []any, before ...string) explained {
 	t.Helper()
 	tx, err := pool.Begin(t.Context())
 	check(t, err)
@@ -195,12 +234,16 @@ func explain(t *testing.T, pool *pgxpool.Pool, mode, sql string, args []any) exp
 		text := fmt.Sprint(a)
 		literals = append(literals, "'"+strings.NewReplacer("[", "{", "]", "}", " ", ",").Replace(text)+"'")
 	}
-	for _, sql := range []string{`SET LOCAL plan_cache_mode = ` + mode, `PREPARE it AS ` + sql} {
+	for _, sql := range append(before, `SET LOCAL plan_cache_mode = `+mode, `PREPARE it AS `+sql) {
 		_, err := tx.Exec(t.Context(), sql)
 		check(t, err)
 	}
+	with := ""
+	if len(literals) > 0 {
+		with = "(" + strings.Join(literals, ", ") + ")"
+	}
 	var raw json.RawMessage
-	check(t, tx.QueryRow(t.Context(), `EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE it(`+strings.Join(literals, ", ")+`)`).Scan(&raw))
+	check(t, tx.QueryRow(t.Context(), `EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE it`+with).Scan(&raw))
 	_, err = tx.Exec(t.Context(), `DEALLOCATE it`)
 	check(t, err)
 	var plans []explained

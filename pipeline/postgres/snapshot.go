@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,8 +15,11 @@ import (
 type snapshot struct {
 	conn *pgxpool.Conn
 	// next goes before the next batch.
-	next pgx.Batch
-	mode string
+	next  pgx.Batch
+	begun bool
+	// planned is how the first of its queries are planned, and mode how those are that
+	// come next.
+	planned, mode string
 }
 
 // How a snapshot's queries are planned: each time for what is asked, or once for a
@@ -35,10 +39,7 @@ func (s *Store) snapshot(ctx context.Context, plan string, fn func(*snapshot) er
 	}
 	// A connection that is not idle is closed, and not given to anybody else.
 	defer conn.Release()
-	t := &snapshot{conn: conn}
-	t.next.Queue(`BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`)
-	t.plan(plan)
-	err = fn(t)
+	err = fn(&snapshot{conn: conn, planned: plan, mode: plan})
 	if pg := conn.Conn().PgConn(); !pg.IsClosed() && pg.TxStatus() != 'I' {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
@@ -49,25 +50,35 @@ func (s *Store) snapshot(ctx context.Context, plan string, fn func(*snapshot) er
 	return err
 }
 
-// plan says how the queries from now on are planned.
-func (t *snapshot) plan(mode string) {
+// plan says how the queries behind what is in the batch are planned.
+func (t *snapshot) plan(b *pgx.Batch, mode string) {
 	if mode != t.mode {
 		t.mode = mode
-		t.next.Queue("SET LOCAL plan_cache_mode = " + mode)
+		b.Queue(planBy(mode))
 	}
 }
 
+func planBy(mode string) string { return "SET LOCAL plan_cache_mode = " + mode }
+
 // send runs a batch.
 func (t *snapshot) send(ctx context.Context, b *pgx.Batch) error {
-	b.QueuedQueries = append(t.next.QueuedQueries, b.QueuedQueries...)
+	all := &pgx.Batch{}
+	if !t.begun {
+		t.begun = true
+		all.Queue(`BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`)
+		all.Queue(planBy(t.planned))
+	}
+	all.QueuedQueries = slices.Concat(all.QueuedQueries, t.next.QueuedQueries, b.QueuedQueries)
 	t.next.QueuedQueries = nil
-	return t.conn.SendBatch(ctx, b).Close()
+	return t.conn.SendBatch(ctx, all).Close()
 }
 
-// finish runs the last batch.
+// finish runs the last batch. What is sent after it sees another state of the database.
 func (t *snapshot) finish(ctx context.Context, b *pgx.Batch) error {
 	b.Queue(`COMMIT`)
-	return t.send(ctx, b)
+	err := t.send(ctx, b)
+	t.begun, t.mode = false, t.planned
+	return err
 }
 
 // collect runs a batch of one query.

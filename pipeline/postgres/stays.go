@@ -57,10 +57,10 @@ const stayColumns = `s.image, s.placed, s.project, s.environment, s.repository, 
 	s.since, s.until, s.approved_by`
 
 // queueStays asks where images were, by the image's number; placesOf orders and
-// completes what it finds.
-func queueStays(b *pgx.Batch, images []int64) map[int64][]pipeline.Stay {
+// completes what it finds. The images are SQL for a list of numbers.
+func queueStays(b *pgx.Batch, images string, args ...any) map[int64][]pipeline.Stay {
 	out := map[int64][]pipeline.Stay{}
-	b.Queue(`SELECT `+stayColumns+`, '', '' FROM stays s WHERE s.image = ANY($1)`, images).Query(func(rows pgx.Rows) error {
+	b.Queue(`SELECT `+stayColumns+`, '', '' FROM stays s WHERE s.image = ANY(`+images+`)`, args...).Query(func(rows pgx.Rows) error {
 		err := forEachStay(rows, func(s *stayRow) { out[s.image] = append(out[s.image], s.Stay) })
 		return wrap(err, "where they were promoted")
 	})

@@ -183,20 +183,28 @@ func queueFirsts(b *pgx.Batch) map[inProject]*pipeline.Origin {
 type inRecord struct{ run, name string }
 
 // exceptionsOfLines are the exceptions in force that are about findings in the page's
-// packages. It looks for findings only where the project has exceptions, and for
-// exceptions only of those findings: a project can have many of either.
+// packages. It looks for findings only in packages that have some in any image, and where
+// the project has exceptions, and for exceptions only of those findings: most packages
+// have none, and a project can have many of either.
 var exceptionsOfLines = `
+	WITH known (package, name) AS MATERIALIZED (
+		SELECT p.id, p.name FROM packages p, LATERAL (SELECT FROM findings f WHERE ` + inPackage("p.name") + ` LIMIT 1) f
+		WHERE p.id = ANY(` + ofPage("packages") + `)),
+	lines AS MATERIALIZED (
+		SELECT DISTINCT u.run, u.project, k.name
+		FROM known k JOIN unnest(` + ofPage("runs") + `, ` + ofPage("projects") + `, ` + ofPage("packages") + `) AS u (run, project, package) USING (package)),
+	accepting (project) AS MATERIALIZED (
+		SELECT p.project FROM (SELECT DISTINCT project FROM lines) p, LATERAL (SELECT FROM exceptions e WHERE ` + inForce("p") + ` LIMIT 1) e)
 	SELECT f.run, f.package, ` + exceptionColumnsOf("e") + `
-	FROM (SELECT DISTINCT u.run, u.project, u.package
-	      FROM (SELECT p.project
-	            FROM (SELECT DISTINCT project FROM unnest(` + ofPage("projects") + `) AS p (project)) p,
-	                 LATERAL (SELECT FROM exceptions e WHERE ` + inForce("p") + ` LIMIT 1) has OFFSET 0) p,
-	           unnest(` + ofPage("runs") + `, ` + ofPage("projects") + `, ` + ofPage("packages") + `) AS u (run, project, package)
-	      WHERE u.project = p.project) u
-	JOIN packages p ON p.id = u.package
-	JOIN findings f ON f.run = u.run AND left(f.package, 200) = left(p.name, 200) AND f.package = p.name AND f.gone_at IS NULL
-	JOIN exceptions e ON ` + inForce("u") + ` AND ` + sameFinding("e.finding", "f.id") + ` AND e.package IN ('', f.package)
+	FROM (SELECT project, run, name FROM accepting JOIN lines USING (project) OFFSET 0) l
+	JOIN findings f ON ` + inPackage("l.name") + ` AND f.package = l.name AND f.run = l.run
+	JOIN exceptions e ON ` + inForce("l") + ` AND ` + sameFinding("e.finding", "f.id") + ` AND e.package IN ('', f.package)
 	ORDER BY e.id`
+
+// inPackage is of the findings f in packages whose names begin like this one.
+func inPackage(name string) string {
+	return `left(f.package, 200) = left(` + name + `, 200) AND f.gone_at IS NULL`
+}
 
 // inForce is of the exceptions e of the project.
 func inForce(of string) string {

@@ -52,9 +52,9 @@ func (b *bench) record(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := copyTo("image_records", []string{"run", "image", "project", "repository", "commit_sha", "plan_digest", "built", "scanned_at", "scanner",
+	if err := copyTo("image_records", []string{"run", "image", "digest", "project", "repository", "commit_sha", "plan_digest", "built", "scanned_at", "scanner",
 		"db_reference", "db_digest", "db_updated_at"}, func(n int) []any {
-		return []any{run(n), int64(n + 1), "app", b.host + "/team/app", "c", "p", []byte(`{}`), now, "trivy", b.first.Reference, string(b.first.Digest), b.first.UpdatedAt}
+		return []any{run(n), int64(n + 1), digestOf("image", n), "app", b.host + "/team/app", "c", "p", []byte(`{}`), now, "trivy", b.first.Reference, string(b.first.Digest), b.first.UpdatedAt}
 	}); err != nil {
 		return err
 	}

@@ -139,7 +139,7 @@ func tellFindings(ctx context.Context, tx pgx.Tx, found []foundIn) ([]pipeline.F
 		}
 	}
 	b := &pgx.Batch{}
-	b.Queue(`SET LOCAL plan_cache_mode = ` + planOnce)
+	b.Queue(planBy(planOnce))
 	places := queueStays(b, "$1", images)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, err

@@ -134,18 +134,18 @@ func ofPage(list string) string {
 	return `nullif(current_setting('dray.page_` + list + `'), '')::` + kind
 }
 
-// queueBy asks for values by their keys. They can be looked up in the map when the
+// queueBy asks for values by their numbers. They can be looked up in the map when the
 // batch was sent.
-func queueBy[K comparable, V any](b *pgx.Batch, sql string, scan func(rows pgx.Rows, key *K) (V, error)) map[K]V {
-	out := map[K]V{}
+func queueBy[V any](b *pgx.Batch, sql string, scan func(rows pgx.Rows, id *int64) (V, error)) map[int64]V {
+	out := map[int64]V{}
 	b.Queue(sql).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
-			var key K
-			v, err := scan(rows, &key)
+			var id int64
+			v, err := scan(rows, &id)
 			if err != nil {
 				return err
 			}
-			out[key] = v
+			out[id] = v
 		}
 		return rows.Err()
 	})

@@ -58,6 +58,7 @@ func (t *snapshot) plan(b *pgx.Batch, mode string) {
 	}
 }
 
+// planBy says it for the rest of a transaction.
 func planBy(mode string) string { return "SET LOCAL plan_cache_mode = " + mode }
 
 // send runs a batch.
